@@ -1,0 +1,42 @@
+"""No map at all: unconstrained weights, and weights held by decay."""
+
+import dataclasses
+from typing import ClassVar
+
+from jaxtyping import Array, Float
+
+from lipzoo.constraints.base import Constraint, Step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unconstrained(Constraint):
+    """W ↦ W. The a-priori bound is infinite; the certified bound says what the weights are."""
+
+    caps: ClassVar[bool] = False
+    guarantees: ClassVar[bool] = False
+
+    def __call__(
+        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
+    ) -> Float[Array, "*batch out in"]:
+        return matrix
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightDecay(Constraint):
+    """W ↦ W: the decay that is part of the optimizer's step does the work.
+
+    W ← (1 - λl)W - lU with ‖U‖ ≤ s keeps ‖W‖ ≤ s/λ if it held before, since (1 - λl)s/λ + ls = s/λ. So with an optimizer of
+    bounded update norm (Muon), and a first norm below it, s/λ is a cap that holds, whatever the learning rate
+    l ≤ 1/λ. With AdamW nothing is promised.
+    """
+
+    caps: ClassVar[bool] = False
+    guarantees: ClassVar[bool] = True
+
+    def __call__(
+        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
+    ) -> Float[Array, "*batch out in"]:
+        return matrix
+
+    def cap(self, sigma_max: float, update_norm: float, decay: float) -> float:
+        return max(1.0, update_norm / decay) * (1 + 1e-5)

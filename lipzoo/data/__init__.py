@@ -1,0 +1,45 @@
+"""Data sources: one a file."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+from lipzoo.data.cifar10 import load_cifar10
+from lipzoo.data.digits import load_digits
+from lipzoo.data.images import Images as Images
+from lipzoo.data.images import Split as Split
+from lipzoo.data.images import batches as batches
+from lipzoo.data.images import randomize_labels
+
+Source = Literal["digits", "cifar10"]
+SOURCES: dict[Source, Callable[[], Images]] = {"digits": load_digits, "cifar10": load_cifar10}
+SHAPES: dict[Source, tuple[int, int]] = {"digits": (64, 10), "cifar10": (3072, 10)}
+"""(pixels, classes) of each source, so that a model can be built without its data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The part of a recipe that describes the data."""
+
+    data: Source = "digits"
+    """Where images come from: digits is embedded, cifar10 is downloaded into the cache."""
+    batch_size: int = 512
+    """Images a step, over all devices."""
+    randomize_labels: float = 0.0
+    """Fraction of the training labels that is replaced by random ones."""
+
+    def refusal(self) -> str | None:
+        """Why there are no such data, or None."""
+        if self.batch_size < 1:
+            return f"--batch-size must be at least 1, got {self.batch_size}"
+        if not 0 <= self.randomize_labels <= 1:
+            return f"--randomize-labels must lie between 0 and 1, got {self.randomize_labels}"
+        return None
+
+    def load(self, seed: int) -> Images:
+        """The images, with labels randomized if asked for."""
+        images = SOURCES[self.data]()
+        if not self.randomize_labels:
+            return images
+        train = randomize_labels(images.train, self.randomize_labels, images.classes, seed)
+        return dataclasses.replace(images, train=train)

@@ -1,0 +1,15 @@
+"""The zoo: modules that carry their own Lipschitz bound."""
+
+from lipzoo.models.layers import GELU as GELU
+from lipzoo.models.layers import AbstractModule as AbstractModule
+from lipzoo.models.layers import ConvexResidual as ConvexResidual
+from lipzoo.models.layers import Flatten as Flatten
+from lipzoo.models.layers import GroupSort as GroupSort
+from lipzoo.models.layers import Identity as Identity
+from lipzoo.models.layers import Linear as Linear
+from lipzoo.models.layers import ReLU as ReLU
+from lipzoo.models.layers import Scale as Scale
+from lipzoo.models.layers import Sequential as Sequential
+from lipzoo.models.layers import Tanh as Tanh
+from lipzoo.models.mlp import MLP as MLP
+from lipzoo.models.mlp import MLPConfig as MLPConfig

@@ -1,0 +1,212 @@
+"""Modules that run, bound and constrain themselves, and the parts that networks are made of.
+
+A module has `__call__` on one unbatched example (callers vmap) and `bound`, which maps what is known of its input to what
+is known of its output. Both stand side by side, so that a certificate cannot describe another network than the one
+that runs.
+"""
+
+import abc
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lipzoo.bound import Bound, format_power, weighted_sum
+from lipzoo.constraints.base import Constraint, Step
+from lipzoo.weight import Measure, Weight, cap_norm, map_weights, weights
+
+GELU_SLOPE = {"exact": 1.1289041451851477, "tanh": 1.1289930686587584}
+"""sup GELU', rounded up: of x·Φ(x) at x = √2, and of the tanh form that JAX runs by default."""
+GELU_DIVISOR = 1.129
+"""c above both slopes, so that GELU/c is 1-Lipschitz."""
+
+
+class AbstractModule(eqx.Module):
+    """A map of vectors (or of sequences of vectors) that knows its own sensitivity."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The output for one example."""
+
+    @abc.abstractmethod
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """The output's bound, from the input's, with the norms of weights given by `measure`.
+
+        `incoming` bounds the input: no larger in RMS norm than `radius`, and `exp(log_lipschitz)`-Lipschitz in whatever
+        the statement is about. `measure` is `cap_norm` (a priori), `exact_norm` (certified) or `gram_norm` (inside jit).
+        """
+
+    def project(self, constraint: Constraint, step: Step | None = None) -> Self:
+        """This module with every capped weight constrained, as after an optimizer step `step` (default: none)."""
+        step = Step() if step is None else step
+        return map_weights(lambda weight: project(weight, constraint, step), self)
+
+    def __repr__(self) -> str:
+        rows = [_describe(weight) for weight in weights(self)]
+        bound = self.bound(Bound(1.0, 0.0), cap_norm)
+        last = f"  a-priori Lipschitz bound (RMS → RMS): {format_power(bound.log10_lipschitz)}"
+        return "\n".join([type(self).__name__, *rows, last])
+
+
+def _describe(weight: Weight) -> str:
+    shape = "×".join(str(size) for size in weight.array.shape)
+    cap = "free" if math.isinf(weight.cap) else f"cap {weight.cap:g}"
+    return f"  {weight.name:16} {shape:>12}  {cap:9}  share {weight.share:.4g}"
+
+
+def project(weight: Weight, constraint: Constraint, step: Step) -> Weight:
+    """One weight constrained; a weight with an infinite cap is free of constraints that need one."""
+    if constraint.caps and math.isinf(weight.cap):
+        return weight
+    factor = weight.rms_factor
+    return weight.with_array(constraint(weight.array * factor, cap=weight.cap, step=step) / factor)
+
+
+class Linear(AbstractModule):
+    """x ↦ Wx + b. The bias, if any, is a `Weight` of one column."""
+
+    weight: Weight
+    bias: Weight | None = None
+
+    def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
+        y = self.weight.array @ x
+        return y if self.bias is None else y + self.bias.array[:, 0]
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(‖W‖r + ‖b‖, ‖W‖L)."""
+        image = incoming.scale(measure(self.weight))
+        return image if self.bias is None else image.shift(measure(self.bias))
+
+
+class Identity(AbstractModule):
+    """x ↦ x."""
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return x
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        return incoming
+
+
+class Flatten(AbstractModule):
+    """An array of any shape as one vector, which has the same RMS norm."""
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " size"]:
+        return x.reshape(-1)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        return incoming
+
+
+class Scale(AbstractModule):
+    """x ↦ sx for a fixed s."""
+
+    factor: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.factor * x
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(|s|r, |s|L)."""
+        return incoming.scale(abs(self.factor))
+
+
+class ReLU(AbstractModule):
+    """max(x, 0): 1-Lipschitz and |max(x, 0)| ≤ |x|, so nothing changes."""
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jax.nn.relu(x)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        return incoming
+
+
+class GELU(AbstractModule):
+    """GELU(x)/c. |GELU(x)| ≤ |x| gives the radius r/c; the slope is at most g = sup GELU', 1.1290 rounded up."""
+
+    divisor: float = eqx.field(static=True, default=GELU_DIVISOR)
+    exact: bool = eqx.field(static=True, default=False)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jax.nn.gelu(x, approximate=not self.exact) / self.divisor
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(r/c, gL/c). With c ≥ g the map is 1-Lipschitz, which is then said without rounding."""
+        slope = GELU_SLOPE["exact" if self.exact else "tanh"] / self.divisor
+        image = incoming.scale(slope) if slope > 1 else incoming
+        return Bound(incoming.scale(1 / self.divisor).radius, image.log_lipschitz)
+
+
+class Tanh(AbstractModule):
+    """c·tanh(x/c), the tanh soft cap; c = 1 is the plain activation. 1-Lipschitz, at most |x| and at most c."""
+
+    limit: float = eqx.field(static=True, default=1.0)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.limit * jnp.tanh(x / self.limit)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(min(r, c), L)."""
+        return incoming.clip(self.limit)
+
+
+class GroupSort(AbstractModule):
+    """Sorts each group of neighbouring entries (Anil et al. 2019, arXiv 1811.05381); groups of 2 are MaxMin.
+
+    It permutes entries, which keeps the norm, and sorting is 1-Lipschitz.
+    """
+
+    group: int = eqx.field(static=True, default=2)
+
+    def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
+        if x.size % self.group:
+            raise ValueError(f"groups of {self.group} do not divide a vector of {x.size} entries")
+        if self.group == 2:
+            first, second = x[0::2], x[1::2]
+            pairs = (jnp.minimum(first, second), jnp.maximum(first, second))
+            return jnp.stack(pairs, axis=-1).reshape(-1)
+        return jnp.sort(x.reshape(-1, self.group), axis=-1).reshape(-1)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        return incoming
+
+
+class Sequential(AbstractModule):
+    """Modules one after the other."""
+
+    layers: tuple[AbstractModule, ...]
+
+    def __init__(self, layers: Sequence[AbstractModule]):
+        self.layers = tuple(layers)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        for layer in self.layers:
+            incoming = layer.bound(incoming, measure)
+        return incoming
+
+
+class ConvexResidual(AbstractModule):
+    """(1-α)x + αf(x) with 0 ≤ α ≤ 1: if f is 1-Lipschitz, so is this."""
+
+    branch: AbstractModule
+    alpha: float = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"a convex residual needs 0 ≤ alpha ≤ 1, got {self.alpha}")
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return (1 - self.alpha) * x + self.alpha * self.branch(x)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """((1-α)r + αr_f, (1-α)L + αL_f)."""
+        return weighted_sum((1 - self.alpha, self.alpha), (incoming, self.branch.bound(incoming, measure)))

@@ -1,0 +1,174 @@
+"""Multilayer perceptrons."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from lipzoo.bound import Bound
+from lipzoo.models.layers import (
+    GELU,
+    AbstractModule,
+    ConvexResidual,
+    Flatten,
+    GroupSort,
+    Identity,
+    Linear,
+    ReLU,
+    Scale,
+    Sequential,
+    Tanh,
+)
+from lipzoo.weight import Measure, Role, Weight, check_names
+
+Activation = Literal["relu", "gelu", "tanh", "maxmin", "groupsort", "identity"]
+ACTIVATIONS: Mapping[Activation, Callable[[], AbstractModule]] = {
+    "relu": ReLU,
+    "gelu": GELU,
+    "tanh": Tanh,
+    "maxmin": GroupSort,
+    "groupsort": lambda: GroupSort(group=8),
+    "identity": Identity,
+}
+
+
+def semi_orthogonal(
+    key: PRNGKeyArray, out_size: int, in_size: int, norm: float
+) -> Float[Array, "out in"]:
+    """A random matrix whose singular values are all equal and whose RMS→RMS norm is `norm`."""
+    draw = jax.nn.initializers.orthogonal(scale=norm * math.sqrt(out_size / in_size))
+    return draw(key, (out_size, in_size), jnp.float32)
+
+
+class MLP(AbstractModule):
+    """Flatten → (Linear → activation)* → Linear → scale.
+
+    Every matrix has mass 1 in the modular norm, so of M matrices (biases included) each has the share 1/M, divided by
+    the constant factors after it: the final scale, and α for a matrix on a residual branch.
+
+    **Arguments:**
+
+    - `in_size`, `width`, `out_size`, `depth`: `depth` ≥ 1 matrices, in_size → width → … → width → out_size.
+    - `activation`: one of `ACTIVATIONS`.
+    - `bias`: whether layers add a bias (first zero).
+    - `residual`: α of a convex residual around each width → width layer; 0 for none.
+    - `final_scale`: the factor on the logits.
+    - `zero_init`: whether the last matrix starts at zero; all others start semi-orthogonal with norm min(1, cap).
+    - `cap`: the norm cap of every weight (default: free); `lipzoo.weight.set_caps` changes it one by one.
+
+    Weights are named layers.0, layers.1, … and head, their biases layers.0.bias, ….
+
+    !!! example
+
+        ```python
+        mlp = MLP(784, 256, 10, depth=3, cap=3.0, key=jax.random.key(0))
+        logits = jax.vmap(mlp)(images)
+        ```
+    """
+
+    body: Sequential
+
+    def __init__(
+        self,
+        in_size: int,
+        width: int,
+        out_size: int,
+        *,
+        depth: int = 3,
+        activation: Activation = "relu",
+        bias: bool = False,
+        residual: float = 0.0,
+        final_scale: float = 1.0,
+        zero_init: bool = True,
+        cap: float = math.inf,
+        key: PRNGKeyArray,
+    ):
+        sizes = [in_size, *[width] * (depth - 1), out_size]
+        share = 1 / (depth * (2 if bias else 1)) / final_scale
+        layers: list[AbstractModule] = [Flatten()]
+        for index, layer_key in enumerate(jax.random.split(key, depth)):
+            last = index == depth - 1
+            on_branch = 0 < index < depth - 1 and residual > 0
+            linear = _linear(
+                layer_key,
+                sizes[index + 1],
+                sizes[index],
+                name="head" if last else f"layers.{index}",
+                share=share / residual if on_branch else share,
+                bias=bias,
+                zero=zero_init and last,
+                cap=cap,
+            )
+            block = linear if last else Sequential([linear, ACTIVATIONS[activation]()])
+            layers.append(ConvexResidual(block, residual) if on_branch else block)
+        if final_scale != 1:
+            layers.append(Scale(final_scale))
+        self.body = Sequential(layers)
+        check_names(self)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " out"]:
+        return self.body(x)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        return self.body.bound(incoming, measure)
+
+
+def _linear(
+    key: PRNGKeyArray,
+    out_size: int,
+    in_size: int,
+    *,
+    name: str,
+    share: float,
+    bias: bool,
+    zero: bool,
+    cap: float,
+) -> Linear:
+    def weight(array: Array, name: str, role: Role) -> Weight:
+        return Weight(array, name, role, cap, share)
+
+    norm = min(1.0, cap) * (1 - 1e-5)
+    matrix = jnp.zeros((out_size, in_size)) if zero else semi_orthogonal(key, out_size, in_size, norm)
+    column = weight(jnp.zeros((out_size, 1)), f"{name}.bias", "bias") if bias else None
+    return Linear(weight(matrix, name, "head" if name == "head" else "hidden"), column)
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPConfig:
+    """The part of a recipe that describes an MLP."""
+
+    depth: int = 3
+    """Matrices from the pixels to the logits."""
+    width: int = 256
+    """Features of every hidden layer."""
+    activation: Activation = "relu"
+    """Nonlinearity; each is 1-Lipschitz (gelu is divided by 1.129)."""
+    bias: bool = False
+    """Add a bias to every layer."""
+    residual: float = 0.0
+    """α of a convex residual (1-α)x + αf(x) around each hidden width × width layer; 0 for none."""
+    final_scale: float = 1.0
+    """Fixed factor on the logits; counts in the bound."""
+    zero_init: bool = True
+    """Start the last matrix at zero."""
+
+    def refusal(self) -> str | None:
+        """Why there is no such model, or None."""
+        if self.depth < 1 or self.width < 1:
+            return "--depth and --width must be at least 1"
+        if not 0 <= self.residual <= 1:
+            return f"--residual must lie between 0 and 1, got {self.residual}"
+        if not 0 < self.final_scale < math.inf:
+            return f"--final-scale must be positive and finite, got {self.final_scale}"
+        group = {"maxmin": 2, "groupsort": 8}.get(self.activation, 1)
+        if self.depth > 1 and self.width % group:
+            return f"--activation {self.activation} needs a --width divisible by {group}, got {self.width}"
+        return None
+
+    def build(self, in_size: int, out_size: int, *, key: PRNGKeyArray) -> MLP:
+        """The model with fresh weights, all of them free."""
+        return MLP(in_size, out_size=out_size, key=key, **dataclasses.asdict(self))

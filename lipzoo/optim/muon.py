@@ -1,0 +1,50 @@
+"""Muon: steepest descent in the RMS→RMS norm.
+
+optax has `optax.contrib.scale_by_muon`; this one differs in iterating on the small Gram matrix of long matrices (see
+`lipzoo.msign`: measured 3.3 times as fast on 256×3072, figures in `benchmarks/`), in scaling by √(out/in) so that every
+update has unit RMS→RMS norm, and in the supremum that it states for its updates.
+"""
+
+from typing import Any, NamedTuple
+
+import optax
+from jaxtyping import DTypeLike
+
+from lipzoo import msign
+from lipzoo.weight import Weight, map_weights
+
+
+class MuonState(NamedTuple):
+    """The momentum: an exponential moving average of gradients, without bias correction."""
+
+    momentum: Any
+
+
+def scale_by_muon(
+    rows: msign.Polynomial, *, beta: float, nesterov: bool, dtype: DTypeLike
+) -> optax.GradientTransformation:
+    """Replaces each gradient G by √(out/in)·msign(M), M ← βM + (1-β)G.
+
+    With Nesterov momentum, msign is taken of βM + (1-β)G with the new M. The result solves
+    max ⟨M, U⟩ over ‖U‖ ≤ 1 in the RMS→RMS norm, as far as the polynomial goes: ‖U‖ ≤ `update_sup(rows, dtype)`.
+
+    Jordan et al. 2024; Large et al. 2024 (arXiv 2405.14813).
+    """
+
+    def init(params: Any) -> MuonState:
+        return MuonState(optax.tree.zeros_like(params))
+
+    def orthogonalize(weight: Weight) -> Weight:
+        return weight.with_array(msign.msign(weight.array, rows, dtype) / weight.rms_factor)
+
+    def update(updates: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
+        momentum = optax.tree.update_moment(updates, state.momentum, beta, 1)
+        direction = optax.tree.update_moment(updates, momentum, beta, 1) if nesterov else momentum
+        return map_weights(orthogonalize, direction), MuonState(momentum)
+
+    return optax.GradientTransformation(init, update)
+
+
+def update_sup(rows: msign.Polynomial, dtype: DTypeLike) -> float:
+    """The largest RMS→RMS norm of an update by `scale_by_muon`, rounding included."""
+    return msign.sup(rows) * (1 + msign.rounding_margin(dtype))

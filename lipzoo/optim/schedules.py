@@ -1,0 +1,39 @@
+"""Learning-rate schedules: factors of the peak, as functions of the step."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+Schedule = Literal["linear", "cosine", "sqrt", "constant", "trapezoid"]
+Factor = Callable[[Int[Array, ""]], Float[Array, ""]]
+
+
+def _sqrt(step: Int[Array, ""]) -> Float[Array, ""]:
+    return 1 / (1 + jnp.sqrt((step // 512).astype(jnp.float32)))
+
+
+def schedule(name: Schedule, steps: int, warmup_steps: int = 0, cooldown: float = 0.4) -> Factor:
+    """The factor of the peak learning rate at each step 0, 1, …, `steps` - 1.
+
+    - `linear`: 1 - s/steps. `cosine`: ½(1 + cos πs/steps). `constant`: 1. `sqrt`: 1/(1 + √⌊s/512⌋).
+    - `trapezoid`: constant, then linear down to 10% over the last `cooldown` of the steps.
+
+    A warm-up first rises linearly, (s + 1)/(warmup_steps + 1), and the schedule runs over the remaining steps. No
+    factor is above 1, so the peak learning rate bounds every step.
+    """
+    rest = max(steps - warmup_steps, 1)
+    tail = max(round(cooldown * rest), 1)
+    factors: dict[Schedule, Factor] = {
+        "linear": optax.linear_schedule(1.0, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(1.0, rest),
+        "sqrt": _sqrt,
+        "constant": optax.constant_schedule(1.0),
+        "trapezoid": optax.linear_schedule(1.0, 0.1, tail, transition_begin=rest - tail),
+    }
+    if not warmup_steps:
+        return factors[name]
+    rise = optax.linear_schedule(1 / (warmup_steps + 1), 1.0, warmup_steps)
+    return optax.join_schedules([rise, factors[name]], [warmup_steps])

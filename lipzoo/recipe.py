@@ -1,0 +1,225 @@
+"""Recipes: frozen dataclasses that say all there is to say about a run."""
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import equinox as eqx
+import jax
+from jaxtyping import PRNGKeyArray
+from pydantic import TypeAdapter, ValidationError
+from tyro.conf import arg
+
+from lipzoo.constraints import (
+    CONSTRAINTS,
+    Constraint,
+    ConstraintName,
+    SpectralNormalize,
+    SpectralWeightDecay,
+    SvdCap,
+    Unconstrained,
+    WeightDecay,
+)
+from lipzoo.data import SHAPES, DataConfig
+from lipzoo.errors import UserError
+from lipzoo.models import AbstractModule, MLPConfig
+from lipzoo.optim import OptimizerConfig
+from lipzoo.weight import Weight, set_caps, weights
+
+@dataclasses.dataclass(frozen=True)
+class ConstraintConfig:
+    """The part of a recipe that describes how weights are held."""
+
+    constraint: ConstraintName = "soft-cap"
+    """Map of singular values applied after every step."""
+    sigma_max: float = 3.0
+    """Cap on every weight's RMS→RMS norm."""
+    constraint_overrides: tuple[str, ...] = ()
+    """LAYER=CONSTRAINT pairs for single layers; LAYER may be a pattern, as in 'layers.*=svd-cap'."""
+    sigma_max_overrides: tuple[str, ...] = ()
+    """LAYER=CAP pairs for single layers."""
+    spectral_wd: float = 0.1
+    """Fraction of the largest singular value that spectral-weight-decay takes off each step."""
+    project_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the constraint's matrix products."""
+    seal: bool = True
+    """Cut back, in float64, what exceeds its cap by approximation or rounding when a checkpoint is written."""
+
+    def make(self, name: str) -> Constraint:
+        """The constraint of this name with the options that it takes."""
+        if name == "spectral-weight-decay":
+            return SpectralWeightDecay(rate=self.spectral_wd, project_dtype=self.project_dtype)
+        for known, constraint in CONSTRAINTS.items():
+            if name == known:
+                return constraint(project_dtype=self.project_dtype)
+        raise UserError(f"there is no constraint {name!r}; choose from {', '.join(CONSTRAINTS)}")
+
+    def of(self, weight: Weight) -> Constraint:
+        """The constraint of one weight.
+
+        A bias has one singular value, its norm; stiefel and spectral-hammer would never let it be small. So whatever caps
+        holds biases by spectral-normalize, and what does not leaves them free.
+        """
+        constraint = self.make(_override(self.constraint_overrides, weight.name) or self.constraint)
+        if weight.role != "bias" or isinstance(constraint, WeightDecay):
+            return constraint
+        return SpectralNormalize() if constraint.caps else Unconstrained()
+
+    def sigma_max_of(self, weight: Weight) -> float:
+        """The cap asked for."""
+        override = _override(self.sigma_max_overrides, weight.name)
+        return self.sigma_max if override is None else _number(override, "--sigma-max-overrides")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The part of a recipe that describes the run."""
+
+    steps: int = 2000
+    """Optimizer steps."""
+    temperature: float = 1.0
+    """The training loss is the cross-entropy of temperature × logits; the model and its bound are without it."""
+    accum_steps: int = 1
+    """Parts that a batch is computed in, one after the other, to save memory."""
+    model_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of forward and backward; weights and optimizer stay in float32."""
+    seed: int = 0
+    """Seed of the first weights, the batches and random labels."""
+    mesh: int = 1
+    """Devices that share each batch."""
+    log_interval: int = 50
+    """Steps between lines of metrics.jsonl."""
+    val_interval: int = 500
+    """Steps between validations on the whole test split."""
+    save_interval: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints to keep, beside the best."""
+    tensorboard: bool = False
+    """Write TensorBoard files into the run (pip install 'lipzoo[tensorboard]')."""
+    wandb: bool = False
+    """Log to Weights & Biases (pip install 'lipzoo[wandb]')."""
+
+    def refusal(self, batch_size: int) -> str | None:
+        """Why there is no such run, or None."""
+        for name in ("steps", "accum_steps", "mesh", "log_interval", "val_interval", "save_interval", "keep"):
+            if getattr(self, name) < 1:
+                return f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+        if not 0 < self.temperature < math.inf:
+            return f"--temperature must be positive and finite, got {self.temperature}"
+        if not 0 <= self.seed < 2**32:
+            return f"--seed must be between 0 and 2³² - 1, got {self.seed}"
+        if batch_size % (self.accum_steps * self.mesh):
+            return f"--batch-size {batch_size} is not divisible by --accum-steps {self.accum_steps} × --mesh {self.mesh}"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the outcome of a run. `refusal` says what is wrong with one."""
+
+    name: str = "digits_mlp"
+    """Folder of the runs."""
+    model: Annotated[MLPConfig, arg(name="")] = MLPConfig()
+    data: Annotated[DataConfig, arg(name="")] = DataConfig()
+    optimizer: Annotated[OptimizerConfig, arg(name="")] = OptimizerConfig()
+    constraint: Annotated[ConstraintConfig, arg(name="")] = ConstraintConfig()
+    training: Annotated[TrainingConfig, arg(name="")] = TrainingConfig()
+
+    def check(self) -> None:
+        """Raises UserError, in one sentence that names the flag, if the recipe cannot be run or cannot keep its promise."""
+        refusal = (
+            self.model.refusal()
+            or self.data.refusal()
+            or self.training.refusal(self.data.batch_size)
+            or self.optimizer.refusal(self.training.steps)
+            or self._constraint_refusal()
+        )
+        if refusal:
+            raise UserError(refusal)
+
+    def build_model(self, key: PRNGKeyArray) -> AbstractModule:
+        """The model with fresh weights, each with its cap and under it."""
+        pixels, classes = SHAPES[self.data.data]
+        model = self.model.build(pixels, classes, key=key)
+        caps = {weight.name: self.cap_of(weight) for weight in weights(model)}
+        return set_caps(model, caps).project(SvdCap())
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` rebuilds the recipe."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(value: object) -> "Recipe":
+        """The recipe of `to_json`, every field checked. Raises UserError if something is missing or of a wrong type."""
+        try:
+            return TypeAdapter(Recipe).validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"the stored recipe is damaged: {place}: {first['msg']}") from error
+
+    def abstract_model(self) -> Any:
+        """The model's structure, without computing it."""
+        return eqx.filter_eval_shape(self.build_model, jax.random.key(0))
+
+    def cap_of(self, weight: Weight) -> float:
+        """The norm that a weight is held under or aimed at, infinite if there is none."""
+        decay = self.optimizer.weight_decay
+        sigma_max = self.constraint.sigma_max_of(weight)
+        return self.constraint.of(weight).cap(sigma_max, self.optimizer.update_sup, decay)
+
+    def _constraint_refusal(self) -> str | None:
+        config = self.constraint
+        pixels, classes = SHAPES[self.data.data]
+        free = eqx.filter_eval_shape(self.model.build, pixels, classes, key=jax.random.key(0))
+        names = [weight.name for weight in weights(free)]
+        refusal = _override_refusal("--constraint-overrides", config.constraint_overrides, names)
+        refusal = refusal or _override_refusal("--sigma-max-overrides", config.sigma_max_overrides, names)
+        if refusal:
+            return refusal
+        if not 0 <= config.spectral_wd <= 1:
+            return f"--spectral-wd must lie between 0 and 1, got {config.spectral_wd}"
+        return next((r for w in weights(free) if (r := self._weight_refusal(w))), None)
+
+    def _weight_refusal(self, weight: Weight) -> str | None:
+        config, optimizer = self.constraint, self.optimizer
+        constraint, cap = config.of(weight), config.sigma_max_of(weight)
+        step = optimizer.lr * weight.share
+        if not 0 < cap < math.inf:
+            return f"the cap of {weight.name} must be positive and finite, got {cap:g}: change --sigma-max"
+        if optimizer.weight_decay * step >= 1:
+            return f"--weight-decay {optimizer.weight_decay:g} with --lr {optimizer.lr:g} would flip {weight.name}: lower one"
+        if isinstance(constraint, WeightDecay) and not optimizer.weight_decay:
+            return "--constraint weight-decay needs a --weight-decay above 0"
+        reason = constraint.refusal(cap, step * optimizer.update_sup)
+        if reason and optimizer.optimizer == "adamw":
+            return f"{reason}: use --optimizer muon or another --constraint for {weight.name}"
+        if reason:
+            return f"--lr {optimizer.lr:g} is too high for {weight.name}: {reason}; lower it or raise --sigma-max"
+        return None
+
+
+def _override(pairs: Sequence[str], name: str) -> str | None:
+    """The value of the last pair whose pattern matches the name."""
+    values = [value for key, _, value in (pair.partition("=") for pair in pairs) if fnmatch.fnmatch(name, key)]
+    return values[-1] if values else None
+
+
+def _override_refusal(flag: str, pairs: Sequence[str], names: Sequence[str]) -> str | None:
+    for pair in pairs:
+        pattern, _, value = pair.partition("=")
+        if not value:
+            return f"{flag} takes LAYER=VALUE, got {pair!r}"
+        if not fnmatch.filter(names, pattern):
+            return f"{flag}: no layer is called {pattern!r}; the layers are {', '.join(names)}"
+    return None
+
+
+def _number(text: str, flag: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{flag}: {text!r} is not a number") from None

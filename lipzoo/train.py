@@ -1,0 +1,183 @@
+"""The training step: loss and gradient → optimizer update → apply → project, in one compiled function."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, UInt32
+
+from lipzoo import norms
+from lipzoo.constraints import Step
+from lipzoo.data import Images, Split
+from lipzoo.models import AbstractModule
+from lipzoo.models.layers import project
+from lipzoo.recipe import Recipe
+from lipzoo.sharding import batched, replicated
+from lipzoo.weight import Weight, exact_norm, gram_norm, map_weights, weights
+
+Metrics = dict[str, Float[Array, ""]]
+TrainStep = Callable[["State", dict[str, Array]], tuple["State", Metrics]]
+
+
+class State(eqx.Module):
+    """Everything that a step changes. All leaves are arrays, so it can be jitted, donated and stored as it is."""
+
+    model: AbstractModule
+    opt_state: Any
+    step: Int[Array, ""]
+    key: UInt32[Array, " words"]
+
+
+def init_state(recipe: Recipe, mesh: Mesh) -> State:
+    """The state before the first step, replicated over the mesh."""
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def init(key: Key[Array, ""]) -> State:
+        model_key, step_key = jax.random.split(key)
+        model = recipe.build_model(model_key)
+        opt_state = recipe.optimizer.build().init(model)
+        return State(model, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(step_key))
+
+    return init(jax.random.key(recipe.training.seed))
+
+
+def make_train_step(recipe: Recipe, mesh: Mesh, white: int) -> TrainStep:
+    """The compiled step (state, batch) → (state, metrics). The state passed in is donated: do not use it again."""
+    optimizer = recipe.optimizer.build()
+    factor = recipe.optimizer.factor(recipe.training.steps)
+
+    def train_step(state: State, batch: dict[str, Array]) -> tuple[State, Metrics]:
+        (loss, accuracy), gradient = _gradient(recipe, white, state.model, batch)
+        lr = recipe.optimizer.lr * factor(state.step)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
+        updates = jax.tree.map(lambda update: -lr * update, updates)
+        model = optax.apply_updates(state.model, updates)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        model = constrain(recipe, model, updates, lr, key)
+        metrics = {"loss": loss, "accuracy": accuracy, "lr": lr}
+        return State(model, opt_state, state.step + 1, state.key), metrics
+
+    shardings = (replicated(mesh), batched(mesh))
+    return jax.jit(train_step, donate_argnums=0, in_shardings=shardings, out_shardings=replicated(mesh))
+
+
+def constrain(
+    recipe: Recipe, model: Any, updates: Any, lr: Float[Array, ""], key: Key[Array, ""]
+) -> Any:
+    """The updated model with every weight's constraint applied."""
+    sup, rate = recipe.optimizer.update_sup, recipe.optimizer.weight_decay
+    indices = {weight.name: index for index, weight in enumerate(weights(model))}
+
+    def apply(weight: Weight, update: Weight) -> Weight:
+        share_lr = lr * weight.share
+        if np.isfinite(sup):
+            step = Step(share_lr * sup, share_lr * rate)
+        else:  # The update includes the decay, so it counts as part of the update's norm.
+            step = Step(norms.gram_norm(update.array) * update.rms_factor)
+        step = eqx.tree_at(lambda s: s.key, step, jax.random.fold_in(key, indices[weight.name]), is_leaf=_is_none)
+        return project(weight, recipe.constraint.of(weight), step)
+
+    return map_weights(apply, model, updates)
+
+
+def _is_none(node: Any) -> bool:
+    return node is None
+
+
+def _gradient(
+    recipe: Recipe, white: int, model: AbstractModule, batch: dict[str, Array]
+) -> tuple[tuple[Array, Array], AbstractModule]:
+    """Mean loss, accuracy and gradient over the batch, computed in `accum_steps` parts."""
+    parts = recipe.training.accum_steps
+    differentiate = jax.value_and_grad(functools.partial(_loss, recipe, white), has_aux=True)
+    if parts == 1:
+        return differentiate(model, batch)
+
+    def split(x: Array) -> Array:  # Every part takes rows from every device.
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, differentiate(model, part)), None
+
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(differentiate, model, batch))
+    total, _ = jax.lax.scan(add, zero, jax.tree.map(split, batch))
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def _loss(
+    recipe: Recipe, white: int, model: AbstractModule, batch: dict[str, Array]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cross-entropy of temperature × logits, and accuracy."""
+    logits = forward(model, batch["image"], white, recipe.training.model_dtype)
+    labels = batch["label"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(recipe.training.temperature * logits, labels)
+    return losses.mean(), (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
+
+
+def forward(
+    model: AbstractModule, image: Array, white: int, dtype: str
+) -> Float[Array, "batch classes"]:
+    """Float32 logits of a batch of images, pixels scaled to [0, 1], computed in `dtype`."""
+    model = jax.tree.map(lambda x: x.astype(dtype), model)
+    return jax.vmap(model)(image.astype(dtype) / white).astype(jnp.float32)
+
+
+def make_evaluate(recipe: Recipe, mesh: Mesh, images: Images) -> Callable[[AbstractModule], dict[str, float]]:
+    """A function from a model to its loss and accuracy over the whole test split, in batches on the mesh."""
+    size = mesh.size * -(-1024 // mesh.size)
+    padded = [_pad(images.test, start, size) for start in range(0, len(images.test.label), size)]
+    on_device = [jax.device_put(batch, batched(mesh)) for batch in padded]
+
+    @jax.jit
+    def sums(model: AbstractModule, batch: dict[str, Array]) -> tuple[Array, Array]:
+        logits = forward(model, batch["image"], images.white, recipe.training.model_dtype)
+        scaled = recipe.training.temperature * logits
+        losses = optax.softmax_cross_entropy_with_integer_labels(scaled, batch["label"])
+        correct = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+        return (losses * batch["weight"]).sum(), (correct * batch["weight"]).sum()
+
+    def evaluate(model: AbstractModule) -> dict[str, float]:
+        loss, correct = np.sum(jax.device_get([sums(model, batch) for batch in on_device]), axis=0)
+        total = len(images.test.label)
+        return {"val_loss": float(loss / total), "val_accuracy": float(correct / total)}
+
+    return evaluate
+
+
+def _pad(split: Split, start: int, size: int) -> dict[str, np.ndarray]:
+    """The examples from `start` on, repeated up to `size` with weight 0 beyond the end."""
+    chosen = np.arange(start, start + size)
+    weight = (chosen < len(split.label)).astype(np.float32)
+    chosen = chosen % len(split.label)
+    return {"image": split.image[chosen], "label": split.label[chosen], "weight": weight}
+
+
+@jax.jit
+def layer_norms(model: AbstractModule) -> dict[str, Float[Array, ""]]:
+    """Upper bounds of every weight's norm, on the device."""
+    return {weight.name: gram_norm(weight) for weight in weights(model)}
+
+
+def seal(model: AbstractModule) -> AbstractModule:
+    """`model` with every weight that exceeds its cap cut back to it exactly, by SVD in float64 on the host."""
+
+    def cut(weight: Weight) -> Weight:
+        if exact_norm(weight) <= weight.cap:
+            return weight
+        matrix = np.asarray(weight.array).astype(np.float64)
+        u, sigma, vt = np.linalg.svd(matrix, full_matrices=False)
+        limit = weight.cap / weight.rms_factor
+        while True:  # Rounding back to the stored precision may lift the norm by an ulp or two.
+            limit *= 1 - 1e-7
+            cut = ((u * np.minimum(sigma, limit)[..., None, :]) @ vt).astype(weight.array.dtype)
+            sealed = weight.with_array(jax.device_put(cut, weight.array.sharding))
+            if exact_norm(sealed) <= weight.cap:
+                return sealed
+
+    return map_weights(cut, model)
