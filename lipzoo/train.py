@@ -23,6 +23,7 @@ from lipzoo.weight import Weight, exact_norm, gram_norm, map_weights, weights
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[["State", dict[str, Array]], tuple["State", Metrics]]
+Evaluate = Callable[[AbstractModule], dict[str, float]]
 
 
 class State(eqx.Module):
@@ -128,7 +129,7 @@ def forward(
     return jax.vmap(model)(image.astype(dtype) / white).astype(jnp.float32)
 
 
-def make_evaluate(recipe: Recipe, mesh: Mesh, images: Images) -> Callable[[AbstractModule], dict[str, float]]:
+def make_evaluate(recipe: Recipe, mesh: Mesh, images: Images) -> Evaluate:
     """A function from a model to its loss and accuracy over the whole test split, in batches on the mesh."""
     size = mesh.size * -(-1024 // mesh.size)
     padded = [_pad(images.test, start, size) for start in range(0, len(images.test.label), size)]

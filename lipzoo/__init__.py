@@ -1,0 +1,32 @@
+"""Neural networks whose sensitivity is bounded, and the proof of the bound.
+
+!!! example
+
+    ```python
+    import lipzoo
+    loaded = lipzoo.load("runs/digits_mlp/latest")
+    print(lipzoo.Certificate.of(loaded.model))
+    ```
+"""
+
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+from lipzoo import constraints as constraints
+from lipzoo import models as models
+from lipzoo import optim as optim
+from lipzoo.bound import Bound as Bound
+from lipzoo.certificate import Certificate as Certificate
+
+if TYPE_CHECKING:
+    from lipzoo.checkpoint import load as load
+
+__version__ = importlib.metadata.version("lipzoo")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # Orbax takes a second to import; a notebook that only builds models need not wait.
+        from lipzoo.checkpoint import load
+
+        return load
+    raise AttributeError(f"module 'lipzoo' has no attribute {name!r}")

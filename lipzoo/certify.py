@@ -1,0 +1,86 @@
+"""`python -m lipzoo.certify checkpoint_dir`: certifies the stored weights of any checkpoint."""
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+import lipzoo
+from lipzoo.certificate import Certificate
+from lipzoo.checkpoint import Loaded, load
+from lipzoo.cli import guarded
+from lipzoo.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What can be said on the command line."""
+
+    checkpoint_dir: Annotated[Path, tyro.conf.Positional]
+    """A run, its checkpoints folder, or one step in it. The newest step is taken."""
+    json: bool = False
+    """Print the certificate as JSON."""
+    max_lipschitz: float | None = None
+    """Exit with status 1 if the certified bound is above this."""
+
+
+def certify(directory: Path) -> tuple[Certificate, Path | None]:
+    """Certifies the newest checkpoint under `directory` and writes `certificate.json` into its run.
+
+    **Returns:** the certificate and where it was written (None where the run cannot be written to).
+    """
+    loaded = load(directory)
+    certificate = _certificate(loaded)
+    folder = loaded.path.parent
+    run = folder.parent if folder.name == "checkpoints" else folder
+    path = run / "certificate.json"
+    try:
+        path.write_text(json.dumps(to_json(certificate, loaded), indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        print(f"warning: cannot write {path} ({error.strerror})", file=sys.stderr)
+        return certificate, None
+    return certificate, path
+
+
+def _certificate(loaded: Loaded) -> Certificate:
+    try:
+        return Certificate.of(loaded.model)
+    except ValueError as error:
+        raise UserError(f"the checkpoint {loaded.path} cannot be certified: {error}") from error
+
+
+def to_json(certificate: Certificate, loaded: Loaded) -> dict[str, object]:
+    """The certificate with what it is about: checkpoint, sha256 of the weights, recipe, version."""
+    about = {
+        "lipzoo": lipzoo.__version__,
+        "checkpoint": str(loaded.path.absolute()),
+        "step": loaded.step,
+        "weights_sha256": loaded.sha256,
+        "recipe": loaded.recipe.to_json(),
+    }
+    return about | certificate.to_json()
+
+
+def _main() -> int:
+    line = tyro.cli(CommandLine, description="Certifies the stored weights of a checkpoint.")
+    if line.max_lipschitz is not None and math.isnan(line.max_lipschitz):
+        raise UserError("--max-lipschitz must be a number")
+    certificate, path = certify(line.checkpoint_dir)
+    if line.json and path is not None:
+        print(path.read_text(), end="")
+    else:
+        Console().print(certificate)
+    if line.max_lipschitz is not None and certificate.lipschitz > line.max_lipschitz:
+        bound = f"{certificate.lipschitz:.6g}"
+        print(f"the certified bound {bound} is above --max-lipschitz {line.max_lipschitz:g}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(_main))

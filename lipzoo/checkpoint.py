@@ -1,0 +1,213 @@
+"""Checkpoints with Orbax: weights, the rest of the state, the data iterator and the recipe, together.
+
+A checkpoint has five items: `model` (weights by name), `rest` (optimizer, step, random key), `data` (grain's iterator
+state), `recipe` (JSON) and `digests` (sha256 of the first two). Weights stand apart so that a tool can restore them without
+the optimizer; digests tell damage that the storage format does not notice.
+"""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from grain.checkpoint import CheckpointRestore, CheckpointSave
+from jax.sharding import Sharding
+
+import lipzoo
+from lipzoo.errors import UserError
+from lipzoo.models import AbstractModule
+from lipzoo.recipe import Recipe
+from lipzoo.train import State
+from lipzoo.weight import map_weights, weights
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file that it touches.
+_policies = ocp.checkpoint_managers
+Arrays = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model restored from a checkpoint, with where it came from."""
+
+    model: AbstractModule
+    recipe: Recipe
+    path: Path
+    step: int
+    sha256: str
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be restored; the message says why."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: `<run>/checkpoints/<step>`, the newest `keep` and the one of least validation loss."""
+
+    def __init__(self, run: Path, keep: int):
+        newest = _policies.LatestN(keep)
+        best = _policies.BestN(
+            get_metric_fn=lambda metrics: -metrics["val_loss"], n=1, keep_checkpoints_without_metrics=False
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_policies.AnyPreservationPolicy([newest, best]), cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager((run / "checkpoints").absolute(), options=options)
+
+    def save(
+        self, state: State, data: grain.DatasetIterator, recipe: Recipe, metrics: Mapping[str, float]
+    ) -> None:
+        """Writes a checkpoint in the background; it appears under its step once it is complete."""
+        model, rest = weight_arrays(state.model), _rest_arrays(state)
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(model),
+            rest=ocp.args.StandardSave(rest),
+            data=CheckpointSave(data),
+            recipe=ocp.args.JsonSave({"lipzoo": lipzoo.__version__, "recipe": recipe.to_json()}),
+            digests=ocp.args.JsonSave({"model": digest(model), "rest": digest(rest)}),
+        )
+        self._manager.save(int(state.step), args=items, metrics=dict(metrics) or None, force=True)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def restore(self, step: int, like: State, data: grain.DatasetIterator) -> State:
+        """The state at `step`, on the devices of `like`; sets the data iterator back to it. Raises Damaged."""
+        directory = Path(self._manager.directory) / str(step)
+        model = read_arrays(directory, "model", weight_arrays(like.model))
+        rest = read_arrays(directory, "rest", _rest_arrays(like))
+        try:
+            self._manager.restore(step, args=ocp.args.Composite(data=CheckpointRestore(data)))
+        except Exception as error:  # Whatever a broken file makes the reader raise.
+            raise Damaged(f"its data iterator cannot be read ({_first_line(error)})") from error
+        restored = like_leaves(like, rest)
+        return dataclasses.replace(restored, model=with_arrays(like.model, model))
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def weight_arrays(model: AbstractModule) -> Arrays:
+    """The arrays of all weights, by name."""
+    return {weight.name: weight.array for weight in weights(model)}
+
+
+def with_arrays(model: AbstractModule, arrays: Arrays) -> AbstractModule:
+    """`model` with the arrays of `weight_arrays`."""
+    return map_weights(lambda weight: weight.with_array(arrays[weight.name]), model)
+
+
+def _rest_arrays(state: State) -> Arrays:
+    leaves = jax.tree_util.tree_leaves_with_path((state.opt_state, state.step, state.key))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def like_leaves(state: State, arrays: Arrays) -> State:
+    """`state` with everything but the model taken from the arrays of `_rest_arrays`, in the same order."""
+    rest = (state.opt_state, state.step, state.key)
+    leaves = [arrays[jax.tree_util.keystr(path)] for path, _ in jax.tree_util.tree_leaves_with_path(rest)]
+    return State(state.model, *jax.tree.unflatten(jax.tree.structure(rest), leaves))
+
+
+def digest(arrays: Arrays) -> str:
+    """sha256 over names, types, shapes and bytes, in the order of the names."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def read_arrays(directory: Path, item: str, like: Arrays) -> Arrays:
+    """An item's arrays, with the shapes, types and devices of `like`. Raises Damaged if they are not what was saved."""
+    abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in like.items()}
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = checkpointer.metadata((directory / item).absolute()).item_metadata
+            _check_same(abstract, {name: (tuple(x.shape), x.dtype) for name, x in dict(stored).items()})
+            arrays = checkpointer.restore((directory / item).absolute(), abstract)
+        expected = read_json(directory, "digests")[item]
+    except Damaged:
+        raise
+    except Exception as error:  # Whatever a broken file makes the reader raise.
+        raise Damaged(f"its {item} cannot be read ({_first_line(error)})") from error
+    if digest(arrays) != expected:
+        raise Damaged(f"its {item} does not have the sha256 that was noted when it was saved")
+    return arrays
+
+
+def _check_same(expected: Arrays, stored: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
+    """Orbax casts and pads silently, so shapes and types are compared first."""
+    wanted = {name: (tuple(x.shape), jnp.dtype(x.dtype)) for name, x in expected.items()}
+    found = {name: (shape, jnp.dtype(dtype)) for name, (shape, dtype) in stored.items()}
+    if wanted != found:
+        different = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+        raise Damaged(f"its arrays are not those of the recipe: {', '.join(different[:3])}")
+
+
+def read_json(directory: Path, item: str) -> Any:
+    """A JSON item of a checkpoint."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return checkpointer.restore((directory / item).absolute())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def find_steps(directory: Path) -> list[Path]:
+    """The checkpoints that a run, its `checkpoints` folder, or a single step holds, newest first."""
+    directory = Path(directory).expanduser()
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory: give a run, its checkpoints folder, or one step in it")
+    if (directory / "recipe").is_dir():
+        return [directory]
+    folder = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
+    found = [path for path in folder.iterdir() if path.name.isdigit()]
+    if not found:
+        raise UserError(f"{directory} holds no finished checkpoint: has the run reached --save-interval?")
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def read_recipe(step: Path) -> Recipe:
+    """The recipe that a checkpoint was trained by. Raises Damaged if it cannot be read."""
+    try:
+        return Recipe.from_json(read_json(step, "recipe")["recipe"])
+    except UserError as error:
+        raise Damaged(str(error)) from error
+    except Exception as error:  # Whatever a broken file makes the reader raise.
+        raise Damaged(f"its recipe cannot be read ({_first_line(error)})") from error
+
+
+def load(directory: str | Path, device: Sharding | None = None) -> Loaded:
+    """The model of the newest checkpoint under `directory`, built from the recipe stored with it.
+
+    **Arguments:**
+
+    - `directory`: a run, its `checkpoints` folder, or one step.
+    - `device`: where to put the weights; by default the first device.
+
+    **Raises:** UserError if there is no checkpoint or it is damaged. A tool must not silently speak of other weights
+    than those asked for, so there is no falling back here; the message names the steps that are left.
+    """
+    step, *others = find_steps(Path(directory))
+    device = device or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    try:
+        recipe = read_recipe(step)
+        abstract = recipe.abstract_model()
+        like = {w.name: jax.ShapeDtypeStruct(w.array.shape, w.array.dtype, sharding=device) for w in weights(abstract)}
+        arrays = read_arrays(step, "model", like)
+    except Damaged as error:
+        hint = f"; try {others[0]}" if others else ""
+        raise UserError(f"the checkpoint {step} is damaged: {error}{hint}") from error
+    return Loaded(with_arrays(abstract, arrays), recipe, step, int(step.name), digest(arrays))

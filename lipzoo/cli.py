@@ -1,0 +1,114 @@
+"""The command-line entry that every recipe calls."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import AvoidSubcommands, arg
+
+from lipzoo.errors import UserError
+from lipzoo.recipe import Recipe
+
+CHANGEABLE = ("steps", "mesh", "log_interval", "val_interval", "save_interval", "keep", "tensorboard", "wandb")
+"""Fields of `TrainingConfig` that a resumed run may be given anew."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """Whether to go on with a run."""
+
+    resume: Path | None = None
+    """Run to go on with from its newest checkpoint, with the settings stored there unless given anew."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What can be said on the command line of a recipe."""
+
+    recipe: Annotated[Recipe, arg(name="")]
+    resume: Annotated[Resume, arg(name="")] = Resume()
+    run_dir: Path | None = None
+    """Where to write the run; by default runs/NAME/TIMESTAMP."""
+
+
+def main(default: Recipe) -> None:
+    """Parses the command line over `default`, trains, certifies what was stored, and exits."""
+    sys.exit(guarded(lambda: _train(default, sys.argv[1:])))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs a command; a user's mistake or a full disk ends in one sentence on stderr and status 2."""
+    try:
+        return command()
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    except KeyboardInterrupt:
+        message = "interrupted before the first step"
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def parse(default: Recipe, argv: Sequence[str]) -> CommandLine:
+    """The command line; with --resume, its defaults are what the run has stored."""
+    resume, _ = tyro.cli(Resume, args=list(argv), add_help=False, return_unknown_args=True, console_outputs=False)
+    stored = None if resume.resume is None else stored_recipe(resume.resume)
+    line = tyro.cli(
+        CommandLine,
+        args=list(argv),
+        default=CommandLine(recipe=stored or default),
+        config=(AvoidSubcommands,),
+        description="Trains a Lipschitz-bounded network and certifies it.",
+    )
+    if stored is not None:
+        _check_unchanged(stored, line.recipe)
+    return line
+
+
+def stored_recipe(run: Path) -> Recipe:
+    """The recipe of a run that is to be resumed."""
+    from lipzoo.checkpoint import Damaged, find_steps, read_recipe
+
+    for step in find_steps(run):
+        try:
+            return read_recipe(step)
+        except Damaged as error:
+            print(f"warning: the checkpoint {step} is damaged: {error}", file=sys.stderr)
+    raise UserError(f"no checkpoint of {run} can be read: start a new run")
+
+
+def _check_unchanged(stored: Recipe, given: Recipe) -> None:
+    before, after = _flat(stored.to_json()), _flat(given.to_json())
+    for name, value in after.items():
+        if before[name] != value and name not in CHANGEABLE:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} {value} differs from the {before[name]} that the run was started with: "
+                f"leave {flag} out to resume it, or start a new run without --resume"
+            )
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The fields of all parts of a recipe by their own names, which are unique."""
+    fields: dict[str, Any] = {}
+    for name, value in recipe.items():
+        fields.update(value if isinstance(value, dict) else {name: value})
+    return fields
+
+
+def _train(default: Recipe, argv: Sequence[str]) -> int:
+    line = parse(default, argv)
+    line.recipe.check()
+    from lipzoo.loop import train  # After parsing, so that --help and mistakes answer at once.
+
+    resume = line.resume.resume
+    return train(line.recipe, resume or line.run_dir or _new_run(line.recipe.name), resume=resume is not None)
+
+
+def _new_run(name: str) -> Path:
+    return Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -1,0 +1,165 @@
+"""The training loop: batches in, steps, validation, checkpoints, and a certificate of what was stored."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import grain
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from rich.console import Console
+
+from lipzoo.certify import certify
+from lipzoo.checkpoint import Checkpoints, Damaged
+from lipzoo.data import Images, batches
+from lipzoo.errors import UserError
+from lipzoo.plots import plot_run
+from lipzoo.recipe import Recipe
+from lipzoo.report import Diverged, Reporter
+from lipzoo.sharding import batched, make_mesh
+from lipzoo.train import Evaluate, State, init_state, layer_norms, make_evaluate, make_train_step, seal
+from lipzoo.weight import weights
+
+
+def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
+    """Trains a recipe in the directory `run` and certifies the last checkpoint.
+
+    **Returns:** the exit status: 0, or 128 + n if signal n ended the run early (after saving), or 1 if it diverged.
+    """
+    console = Console()
+    mesh = make_mesh(recipe.training.mesh)
+    images = recipe.data.load(recipe.training.seed)
+    data = batches(
+        images.train,
+        batch_size=recipe.data.batch_size,
+        count=recipe.training.steps,
+        seed=recipe.training.seed,
+    )
+    _create(run, recipe)
+    checkpoints = Checkpoints(run, recipe.training.keep)
+    state = init_state(recipe, mesh)
+    if resume:
+        state = _restore(checkpoints, state, data, console)
+    console.print(state.model, f"run: {run}", sep="\n", highlight=False)
+    loop = _Loop(recipe, run, checkpoints, data, console)
+    try:
+        step, interrupted = loop.run(state, mesh, images)
+    except Diverged as error:
+        good = checkpoints.steps()
+        kept = f"the last good checkpoint is step {good[0]} in {run}" if good else "no checkpoint had been saved"
+        print(f"error: {error}: {kept}; lower --lr", file=sys.stderr)
+        return 1
+    finally:
+        checkpoints.close()
+    if interrupted:
+        console.print(f"saved step {step}; go on with --resume {run}", highlight=False)
+        return 128 + interrupted
+    return _finish(recipe, run, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """The parts that the steps of one run share."""
+
+    recipe: Recipe
+    run_dir: Path
+    checkpoints: Checkpoints
+    data: grain.DatasetIterator
+    console: Console
+
+    def run(self, state: State, mesh: Mesh, images: Images) -> tuple[int, int]:
+        """Runs the remaining steps. Returns the last step and the signal that ended the run early, or 0."""
+        training = self.recipe.training
+        train_step = make_train_step(self.recipe, mesh, images.white)
+        evaluate = make_evaluate(self.recipe, mesh, images)
+        start = int(state.step)
+        with Reporter(self.run_dir, self.recipe, start, self.console) as report, _signals() as received:
+            for step in range(start + 1, training.steps + 1):
+                batch = jax.device_put(next(self.data), batched(mesh))
+                state, metrics = train_step(state, batch)
+                report.step(step, metrics)
+                last = step == training.steps
+                if received:
+                    report.flush()
+                    self._save(state, {})
+                    return step, received[0]
+                if last or step % training.log_interval == 0:
+                    report.window(step, layer_norms(state.model))
+                state = self._milestone(step, last, state, evaluate, report)
+        return training.steps, 0
+
+    def _milestone(self, step: int, last: bool, state: State, evaluate: Evaluate, report: Reporter) -> State:
+        """Validates and saves where it is due. Sealing changes the weights, so the run goes on with the sealed ones."""
+        training = self.recipe.training
+        save = last or step % training.save_interval == 0
+        if save:
+            report.flush()
+            self._check_finite(state, step)
+            if self.recipe.constraint.seal:
+                state = dataclasses.replace(state, model=seal(state.model))
+        values: dict[str, float] = {}
+        if last or step % training.val_interval == 0:
+            values = evaluate(state.model)
+            report.validation(step, values)
+        if save:
+            self._save(state, values)
+        return state
+
+    def _check_finite(self, state: State, step: int) -> None:
+        if not all(bool(jnp.isfinite(weight.array).all()) for weight in weights(state.model)):
+            factor = self.recipe.optimizer.factor(self.recipe.training.steps)
+            raise Diverged(step, self.recipe.optimizer.lr * float(factor(state.step - 1)))
+
+    def _save(self, state: State, values: dict[str, float]) -> None:
+        self.checkpoints.save(state, self.data, self.recipe, values)
+
+
+def _create(run: Path, recipe: Recipe) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {run} ({error.strerror}): choose another --run-dir") from error
+
+
+def _restore(checkpoints: Checkpoints, state: State, data: grain.DatasetIterator, console: Console) -> State:
+    """The newest state that can be read; damaged ones are named."""
+    for step in checkpoints.steps():
+        try:
+            return checkpoints.restore(step, state, data)
+        except Damaged as error:
+            console.print(f"[yellow]warning:[/] the checkpoint of step {step} is damaged: {error}")
+    raise UserError("no checkpoint of this run can be read: start a new run")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list, so that the loop can save and leave between steps."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _finish(recipe: Recipe, run: Path, console: Console) -> int:
+    """Certifies what was stored, and draws the curves."""
+    certificate, path = certify(run)
+    console.print(certificate)
+    model = recipe.abstract_model()
+    caps = {weight.name: weight.cap for weight in weights(model)}
+    picture = plot_run(run, caps, f"{recipe.name}: certified Lipschitz bound {certificate.lipschitz:.4g}")
+    console.print(f"wrote {path} and {picture}", highlight=False)
+    return 0

@@ -1,0 +1,173 @@
+"""What a run tells: progress on the terminal, metrics.jsonl, TensorBoard, Weights & Biases."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lipzoo.errors import UserError
+from lipzoo.recipe import Recipe
+
+Record = dict[str, Any]
+Sink = Callable[[Record], None]
+
+
+class Diverged(Exception):
+    """The loss or a weight is no longer finite."""
+
+    def __init__(self, step: int, lr: float):
+        super().__init__(f"the loss or a weight became NaN or infinite at step {step} (learning rate {lr:.4g})")
+
+
+class Reporter:
+    """Collects the metrics of steps as device values and reads them one step late, so that no step waits for them."""
+
+    def __init__(self, run: Path, recipe: Recipe, start: int, console: Console):
+        self._recipe = recipe
+        self._console = console
+        self._metrics = run / "metrics.jsonl"
+        _truncate(self._metrics, start)
+        self._sinks: list[Sink] = [self._write, *_optional_sinks(run, recipe)]
+        self._pending: list[tuple[int, Any]] = []
+        self._norms: tuple[int, Any] | None = None
+        self._clock = time.perf_counter()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+        )
+        steps = recipe.training.steps
+        self._task = self._progress.add_task(recipe.name, total=steps, completed=start, rate="", status="compiling")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def step(self, step: int, metrics: Any) -> None:
+        """Notes that `step` was dispatched; reads the window before it if that is complete."""
+        if self._norms is not None:
+            self.flush()
+        self._pending.append((step, metrics))
+        self._progress.update(self._task, completed=step)
+
+    def window(self, step: int, norms: Any) -> None:
+        """Ends a window of steps: its mean goes into the metrics once the next step was dispatched."""
+        self._norms = (step, norms)
+
+    def flush(self) -> None:
+        """Reads what is pending. Raises Diverged, naming the first step whose loss is not finite."""
+        values = jax.device_get([metrics for _, metrics in self._pending])
+        for (step, _), value in zip(self._pending, values, strict=True):
+            if not math.isfinite(value["loss"]):
+                raise Diverged(step, float(value["lr"]))
+        if self._norms is None:
+            return
+        step, norms = self._norms
+        now = time.perf_counter()
+        rate = len(values) * self._recipe.data.batch_size / max(now - self._clock, 1e-9)
+        record = {name: sum(float(v[name]) for v in values) / len(values) for name in ("loss", "accuracy")}
+        record |= {"step": step, "lr": float(values[-1]["lr"]), "images_per_second": round(rate, 1)}
+        record["norms"] = {name: float(norm) for name, norm in jax.device_get(norms).items()}
+        self._emit(record)
+        self._clock, self._pending, self._norms = now, [], None
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Reports the whole test split."""
+        self.flush()
+        self._emit({"step": step, **values})
+        self._console.print(
+            f"step {step}: validation loss {values['val_loss']:.4f}, accuracy {values['val_accuracy']:.2%}"
+        )
+        self._clock = time.perf_counter()
+
+    def _emit(self, record: Record) -> None:
+        for sink in self._sinks:
+            sink(record)
+        if "norms" in record:
+            status = f"loss {record['loss']:.3f}  accuracy {record['accuracy']:.1%}  {_largest(self._recipe, record)}"
+            rate = f"{record['images_per_second']:,.0f} images/s"
+            self._progress.update(self._task, rate=rate, status=status)
+
+    def _write(self, record: Record) -> None:
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _largest(recipe: Recipe, record: Record) -> str:
+    """The largest norm, over its cap where there are caps."""
+    from lipzoo.weight import weights
+
+    caps = {weight.name: weight.cap for weight in weights(recipe.abstract_model())}
+    name = max(record["norms"], key=lambda n: record["norms"][n] / (caps[n] if math.isfinite(caps[n]) else 1))
+    cap = f"/{caps[name]:g}" if math.isfinite(caps[name]) else ""
+    return f"norm {record['norms'][name]:.3g}{cap}"
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The records of a metrics.jsonl; a line that was cut off by a kill is passed over."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def _truncate(path: Path, start: int) -> None:
+    """Drops the records after `start`, which a resumed run writes again."""
+    kept = [record for record in read_metrics(path) if record["step"] <= start]
+    part = path.with_name(f"{path.name}.part")
+    part.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    part.replace(path)
+
+
+def _optional_sinks(run: Path, recipe: Recipe) -> list[Sink]:
+    makers = [(recipe.training.tensorboard, "tensorboard", _tensorboard), (recipe.training.wandb, "wandb", _wandb)]
+    sinks = []
+    for wanted, extra, make in makers:
+        if wanted:
+            try:
+                sinks.append(make(run, recipe))
+            except ImportError as error:
+                raise UserError(f"--{extra} needs a package: pip install 'lipzoo[{extra}]'") from error
+    return sinks
+
+
+def flat(record: Record) -> dict[str, float]:
+    """A record without its step, nested names joined by a slash."""
+    norms = {f"norm/{name}": value for name, value in record.get("norms", {}).items()}
+    return {name: value for name, value in record.items() if name not in ("step", "norms")} | norms
+
+
+def _tensorboard(run: Path, recipe: Recipe) -> Sink:
+    from tensorboardX import SummaryWriter
+
+    writer = SummaryWriter(str(run / "tensorboard"))
+
+    def write(record: Record) -> None:
+        for name, value in flat(record).items():
+            writer.add_scalar(name, value, record["step"])
+        writer.flush()
+
+    return write
+
+
+def _wandb(run: Path, recipe: Recipe) -> Sink:
+    import wandb
+
+    session = wandb.init(project="lipzoo", name=run.name, dir=str(run), config=recipe.to_json(), resume="allow")
+    return lambda record: session.log(flat(record), step=record["step"])

@@ -1,0 +1,1 @@
+"""Ready-made runs: `python -m recipes.NAME`."""

@@ -1,0 +1,17 @@
+"""An MLP on scikit-learn's handwritten digits: embedded data, some seconds on a laptop."""
+
+from lipzoo.cli import main
+from lipzoo.data import DataConfig
+from lipzoo.optim import OptimizerConfig
+from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
+
+RECIPE = Recipe(
+    name="digits_mlp",
+    data=DataConfig(data="digits", batch_size=128),
+    optimizer=OptimizerConfig(optimizer="muon", lr=0.1),
+    constraint=ConstraintConfig(constraint="soft-cap", sigma_max=2.0),
+    training=TrainingConfig(steps=500, val_interval=100, save_interval=100, log_interval=20),
+)
+
+if __name__ == "__main__":
+    main(RECIPE)
