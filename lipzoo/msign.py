@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
+from lipzoo.norms import identity_like
+
 Row = tuple[float, float, float]
 Polynomial = tuple[Row, ...]
 PolynomialName = Literal["six-row", "dion", "classic", "polar-express"]
@@ -160,7 +162,7 @@ def gram_polynomial(gram: Float[Array, "*b s s"], rows: Polynomial) -> Float[Arr
     by ε = 4 units in the last place. That evaluates P at σ̃ = √(σ² + ε) ≥ σ, hence P·σ ≤ P·σ̃ stays under the supremum, and
     singular values below √ε = 7e-4 (float32) come out smaller than the rows would make them.
     """
-    identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
+    identity = identity_like(gram)
     gram = gram + 4 * jnp.finfo(gram.dtype).eps * identity
     total = None
     for index, (a, b, c) in enumerate(rows):

@@ -31,19 +31,19 @@ def spectral_norm(matrix: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarra
     if not np.isfinite(matrix).all():
         raise ValueError("the matrix holds NaN or infinite entries")
     sigma = np.linalg.svd(matrix, compute_uv=False)[..., 0]
-    return sigma * (1 + 8 * max(matrix.shape[-2:]) * 2.0**-52)
+    return np.asarray(sigma * (1 + 8 * max(matrix.shape[-2:]) * 2.0**-52))
 
 
 def rms_norm(matrix: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
     """A rigorous upper bound of the RMS→RMS norm σ₁·√(in/out), in float64 (see `spectral_norm`)."""
-    return spectral_norm(matrix) * rms_factor(*matrix.shape[-2:]) * (1 + 2.0**-50)
+    return np.asarray(spectral_norm(matrix) * rms_factor(*matrix.shape[-2:]) * (1 + 2.0**-50))
 
 
 def rms_to_max_norm(matrix: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
     """A rigorous upper bound of the RMS→∞ norm maxⱼ‖wⱼ‖₂·√in: how far one output entry can move."""
     rows = np.linalg.norm(np.asarray(matrix).astype(np.float64), axis=-1)
     in_size = matrix.shape[-1]
-    return rows.max(-1) * np.sqrt(in_size) * (1 + (in_size + 8) * 2.0**-52)
+    return np.asarray(rows.max(-1) * np.sqrt(in_size) * (1 + (in_size + 8) * 2.0**-52))
 
 
 def small_gram(matrix: Float[Array, "*batch m n"]) -> Float[Array, "*batch s s"]:
@@ -52,6 +52,11 @@ def small_gram(matrix: Float[Array, "*batch m n"]) -> Float[Array, "*batch s s"]
     wide = matrix.shape[-2] <= matrix.shape[-1]
     left, right = (matrix, transposed) if wide else (transposed, matrix)
     return jnp.matmul(left, right, precision="highest")
+
+
+def identity_like(square: Float[Array, "*batch s s"]) -> Float[Array, "*batch s s"]:
+    """The identity matrix, as many times as `square` has matrices."""
+    return jnp.broadcast_to(jnp.eye(square.shape[-1], dtype=square.dtype), square.shape)
 
 
 def gram_norm(
@@ -64,7 +69,7 @@ def gram_norm(
     Frobenius norm, whose logarithms add up. The result is inflated by 8·√max(m, n) units of the working precision (at
     least float32) for the rounding of the products.
     """
-    dtype = jnp.promote_types(matrix.dtype, jnp.float32)
+    dtype = matrix.dtype if matrix.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     matrix = matrix.astype(dtype)
     largest = jnp.max(jnp.abs(matrix), axis=(-2, -1))
     unit = jnp.where(largest > 0, largest, 1)

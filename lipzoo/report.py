@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -49,7 +49,7 @@ class Reporter:
         steps = recipe.training.steps
         self._task = self._progress.add_task(recipe.name, total=steps, completed=start, rate="", status="compiling")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Reporter":
         self._progress.start()
         return self
 

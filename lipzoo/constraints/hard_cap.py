@@ -46,7 +46,7 @@ class HardCap(Constraint):
         gram = norms.small_gram(matrix / cap)
         excess = jnp.maximum(norms.gram_norm(gram), 1)[..., None, None]
         beta = 1 / (1 + SIGN_RESOLUTION * excess)
-        identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
+        identity = norms.identity_like(gram)
         gap = identity - gram / beta**2
         size = excess / beta**2
         larger = (gram / beta**2 + identity + product(msign.iterate(gap / size, SIGN_ROWS), gap)) / 2

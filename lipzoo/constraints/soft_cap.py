@@ -77,6 +77,6 @@ def soft_cap_round(
     low = matrix.astype(dtype)
     c = alpha[..., None, None].astype(dtype) * norms.small_gram(low).astype(dtype)
     square = jnp.matmul(c, c, precision=precision(c))
-    identity = jnp.eye(c.shape[-1], dtype=c.dtype)
+    identity = norms.identity_like(c)
     correction = jnp.matmul(square, 3 * identity - 3 * c + square, precision=precision(c))
     return matrix - wide_product(correction, low).astype(matrix.dtype)

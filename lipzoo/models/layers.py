@@ -8,7 +8,7 @@ that runs.
 import abc
 import math
 from collections.abc import Sequence
-from typing import Self
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -18,6 +18,8 @@ from jaxtyping import Array, Float
 from lipzoo.bound import Bound, format_power, weighted_sum
 from lipzoo.constraints.base import Constraint, Step
 from lipzoo.weight import Measure, Weight, cap_norm, map_weights, weights
+
+Module = TypeVar("Module", bound="AbstractModule")
 
 GELU_SLOPE = {"exact": 1.1289041451851477, "tanh": 1.1289930686587584}
 """sup GELU', rounded up: of x·Φ(x) at x = √2, and of the tanh form that JAX runs by default."""
@@ -40,7 +42,7 @@ class AbstractModule(eqx.Module):
         the statement is about. `measure` is `cap_norm` (a priori), `exact_norm` (certified) or `gram_norm` (inside jit).
         """
 
-    def project(self, constraint: Constraint, step: Step | None = None) -> Self:
+    def project(self: Module, constraint: Constraint, step: Step | None = None) -> Module:
         """This module with every capped weight constrained, as after an optimizer step `step` (default: none)."""
         step = Step() if step is None else step
         return map_weights(lambda weight: project(weight, constraint, step), self)

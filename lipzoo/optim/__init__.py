@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -100,4 +101,8 @@ def _scale_by_adam(beta1: float, beta2: float) -> optax.GradientTransformation:
         state = adam.init(params)
         return state._replace(count=jnp.full_like(state.count, jnp.iinfo(jnp.int32).max))
 
-    return optax.GradientTransformation(init, adam.update)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power.
+            return adam.update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)

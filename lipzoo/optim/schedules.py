@@ -11,8 +11,8 @@ Schedule = Literal["linear", "cosine", "sqrt", "constant", "trapezoid"]
 Factor = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
-def _sqrt(step: Int[Array, ""]) -> Float[Array, ""]:
-    return 1 / (1 + jnp.sqrt((step // 512).astype(jnp.float32)))
+def _sqrt(step: Float[Array, ""]) -> Float[Array, ""]:
+    return 1 / (1 + jnp.sqrt(jnp.floor(step / 512)))
 
 
 def schedule(name: Schedule, steps: int, warmup_steps: int = 0, cooldown: float = 0.4) -> Factor:
@@ -26,14 +26,13 @@ def schedule(name: Schedule, steps: int, warmup_steps: int = 0, cooldown: float 
     """
     rest = max(steps - warmup_steps, 1)
     tail = max(round(cooldown * rest), 1)
-    factors: dict[Schedule, Factor] = {
+    factors: dict[Schedule, optax.Schedule] = {
         "linear": optax.linear_schedule(1.0, 0.0, rest),
         "cosine": optax.cosine_decay_schedule(1.0, rest),
         "sqrt": _sqrt,
         "constant": optax.constant_schedule(1.0),
         "trapezoid": optax.linear_schedule(1.0, 0.1, tail, transition_begin=rest - tail),
     }
-    if not warmup_steps:
-        return factors[name]
     rise = optax.linear_schedule(1 / (warmup_steps + 1), 1.0, warmup_steps)
-    return optax.join_schedules([rise, factors[name]], [warmup_steps])
+    whole = optax.join_schedules([rise, factors[name]], [warmup_steps])
+    return lambda step: jnp.asarray(whole(step.astype(jnp.float32)), jnp.float32)

@@ -1,0 +1,211 @@
+"""Every map of singular values against NumPy's SVD, and every guarantee after one step and after many."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lipzoo.constraints import (
+    CONSTRAINTS,
+    Constraint,
+    HardCap,
+    HardCapPoly,
+    SoftCap,
+    SpectralHammer,
+    SpectralNormalize,
+    SpectralWeightDecay,
+    Step,
+    Stiefel,
+    SvdCap,
+    Unconstrained,
+    WeightDecay,
+)
+from lipzoo.constraints.soft_cap import LARGEST_SHRINK, MAX_ROUNDS, solve
+from tests.test_msign import evaluate
+from lipzoo.constraints.hard_cap import HARD_CAP_ROWS
+from lipzoo import msign
+
+SHAPES = [(1, 9), (9, 1), (24, 24), (80, 8), (8, 80), (3, 12, 20)]
+HOLDING = [c for c in CONSTRAINTS.values() if c.guarantees and c.caps]
+
+
+def with_spectrum(shape, largest, seed=0, smallest=0.01):
+    matrix = np.random.default_rng(seed).normal(size=shape)
+    u, sigma, vt = np.linalg.svd(matrix, full_matrices=False)
+    spectrum = np.linspace(largest, smallest * largest, sigma.shape[-1])
+    return ((u * spectrum) @ vt).astype(np.float32)
+
+
+def singular_values(matrix):
+    return np.linalg.svd(np.asarray(matrix).astype(np.float64), compute_uv=False)
+
+
+def mapped(function, matrix):
+    """The oracle: `function` applied to the singular values, in float64."""
+    u, sigma, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    return (u * function(sigma)[..., None, :]) @ vt
+
+
+def apply(constraint, matrix, cap, step=None):
+    return np.asarray(jax.jit(lambda w: constraint(w, cap=cap, step=step or Step()))(jnp.asarray(matrix)))
+
+
+def soft_cap_function(cap, update_norm, decay=0.0):
+    """The composed rounds of the soft cap, α found by bisection in float64."""
+
+    def function(sigma):
+        k = cap * (1 - decay) + update_norm
+        while k > cap * (1 + 1e-12):
+            goal = max(cap, k * (1 - LARGEST_SHRINK))
+            low, high = 0.0, 1 / (3 * k**2)
+            for _ in range(100):
+                alpha = (low + high) / 2
+                u = k - alpha * k**3
+                low, high = (alpha, high) if u + alpha * u**3 > goal else (low, alpha)
+            u = sigma - high * sigma**3
+            sigma, k = u + high * u**3, goal
+        return sigma
+
+    return function
+
+
+EXACT = [
+    ("hard-cap", HardCap(), lambda cap, eta: lambda s: np.minimum(s, cap), 2e-3),
+    ("svd-cap", SvdCap(), lambda cap, eta: lambda s: np.minimum(s, cap), 2e-5),
+    ("spectral-normalize", SpectralNormalize(), lambda cap, eta: lambda s: s * min(1, cap / s.max()), 5e-4),
+    ("soft-cap", SoftCap(), soft_cap_function, 1e-5),
+    ("stiefel", Stiefel(), lambda cap, eta: lambda s: cap * evaluate(msign.SIX_ROW, s / np.linalg.norm(s)), 0.02),
+    ("hard-cap-poly", HardCapPoly(), lambda cap, eta: lambda s: cap * evaluate(HARD_CAP_ROWS, s / cap), 1e-4),
+    ("spectral-hammer", SpectralHammer(), lambda cap, eta: lambda s: np.r_[cap, s[1:]], 1e-3),
+    ("spectral-weight-decay", SpectralWeightDecay(rate=0.2), lambda cap, eta: lambda s: np.r_[0.8 * s[0], s[1:]], 1e-3),
+    ("none", Unconstrained(), lambda cap, eta: lambda s: s, 1e-12),
+    ("weight-decay", WeightDecay(), lambda cap, eta: lambda s: s, 1e-12),
+]
+
+
+@pytest.mark.parametrize(("name", "constraint", "function", "tolerance"), EXACT, ids=[row[0] for row in EXACT])
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1), (24, 24), (80, 8), (8, 80)])
+@pytest.mark.parametrize("relative_update", [0.02, 0.3, 1.9])
+def test_singular_values_are_mapped_as_documented(name, constraint, function, tolerance, shape, relative_update):
+    cap = 2.5
+    matrix = with_spectrum(shape, cap * (1 + relative_update))
+    result = apply(constraint, matrix, cap, Step(relative_update * cap, key=jax.random.key(0)))
+    expected = mapped(function(cap, relative_update * cap), matrix)
+    assert np.linalg.norm(result - expected, 2) <= tolerance * cap
+
+
+def test_every_constraint_of_the_table_is_in_the_cases():
+    assert {row[0] for row in EXACT} == set(CONSTRAINTS)
+    assert all(isinstance(row[1], CONSTRAINTS[row[0]]) for row in EXACT)
+
+
+@pytest.mark.parametrize("constraint", HOLDING)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@settings(max_examples=12, deadline=None)
+@given(
+    shape=st.sampled_from(SHAPES),
+    log_cap=st.floats(-4, 4),
+    relative_update=st.floats(1e-4, 7.0),
+    seed=st.integers(0, 1000),
+)
+def test_the_cap_holds_after_any_admitted_step(constraint, dtype, shape, log_cap, relative_update, seed):
+    cap = float(np.exp(log_cap))
+    matrix = with_spectrum(shape, cap * (1 + relative_update) * (1 - 1e-6), seed)
+    made = constraint(project_dtype=dtype)
+    assert made.refusal(cap, relative_update * cap) is None
+    result = apply(made, matrix, cap, Step(relative_update * cap))
+    assert singular_values(result).max() <= cap
+
+
+@pytest.mark.parametrize("constraint", HOLDING)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("relative_update", [0.05, 2.0])
+def test_the_cap_holds_against_updates_along_the_top_direction(constraint, dtype, relative_update):
+    """The worst update of the admitted norm: all of it on what is already largest, step after step."""
+    cap, decay = 1.7, 0.01
+    made = constraint(project_dtype=dtype)
+    step = Step(relative_update * cap, decay)
+
+    @jax.jit
+    def worst_step(matrix):
+        u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
+        update = relative_update * cap * (1 - 1e-6) * (u @ vt)
+        return made((1 - decay) * matrix + update, cap=cap, step=step)
+
+    matrix = jnp.asarray(with_spectrum((12, 40), 0.999 * cap))
+    for _ in range(60):
+        matrix = worst_step(matrix)
+        assert singular_values(matrix).max() <= cap
+
+
+@pytest.mark.parametrize("constraint", HOLDING)
+def test_zero_stays_zero_and_batches_are_independent(constraint):
+    batch = with_spectrum((3, 12, 20), 4.0)
+    batch[1] = 0
+    step = Step(jnp.asarray([2.0, 2.0, 2.0]))
+    result = apply(constraint(), batch, 2.0, step)
+    assert (result[1] == 0).all()
+    for index in (0, 2):
+        single = apply(constraint(), batch[index], 2.0, Step(2.0))
+        np.testing.assert_allclose(result[index], single, atol=2e-4)
+
+
+@pytest.mark.parametrize("shrink", [0.0, 1e-7, 1e-3, 0.1, LARGEST_SHRINK])
+def test_soft_cap_solves_its_quartic(shrink):
+    roots = np.roots([1, -3, 3, 0, -shrink])
+    expected = min(r.real for r in roots if abs(r.imag) < 1e-7 and r.real > -1e-7)
+    assert float(solve(jnp.float32(shrink))) == pytest.approx(expected, abs=2e-4 if shrink == LARGEST_SHRINK else 1e-6)
+
+
+def test_soft_cap_is_monotone_up_to_its_limit_and_takes_the_rounds_it_needs():
+    cap = 1.0
+    for update in (0.306, 0.307, 2.0, 7.4):
+        sigma = np.linspace(0, cap + update, 2000)
+        result = soft_cap_function(cap, update)(sigma)
+        assert (np.diff(result) >= -1e-12).all()
+        assert result.max() <= cap * (1 + 1e-9)
+
+
+def test_soft_cap_barely_touches_small_singular_values():
+    matrix = with_spectrum((40, 60), 3.05, smallest=0.001)
+    before = singular_values(matrix)
+    after = singular_values(apply(SoftCap(), matrix, 3.0, Step(0.05)))
+    assert (np.abs(after - before)[before < 1] < 2e-3).all()
+
+
+REFUSED = [
+    (SoftCap(), 1.0, (81 / 62) ** MAX_ROUNDS - 1 + 1e-3),
+    (HardCapPoly(), 1.0, 2.1),
+    (HardCapPoly(), 1.0, float("inf")),
+]
+
+
+@pytest.mark.parametrize(("constraint", "cap", "update_norm"), REFUSED)
+def test_steps_that_would_break_the_map_are_refused(constraint, cap, update_norm):
+    assert "cap" in constraint.refusal(cap, update_norm)
+    assert constraint.refusal(cap, 0.1 * cap) is None
+
+
+def test_known_flaw_of_the_published_hard_cap_polynomial():
+    matrix = with_spectrum((24, 24), 2.9)
+    largest = singular_values(apply(HardCapPoly(), matrix, 1.0)).max()
+    assert 1 < largest < 1.0109
+
+
+def test_power_iteration_normalization_would_break_the_cap():
+    """Why spectral-normalize uses an upper bound: dividing by an estimate leaves the norm above the cap."""
+    from lipzoo.norms import estimate_top_singular
+
+    matrix = with_spectrum((64, 64), 4.0, smallest=0.99)
+    sigma, _, _ = estimate_top_singular(jnp.asarray(matrix), jax.random.key(0), squarings=4)
+    assert singular_values(matrix / (np.asarray(sigma) / 2.0)).max() > 2.0
+    assert singular_values(apply(SpectralNormalize(), matrix, 2.0)).max() <= 2.0
+
+
+def test_constraints_are_values():
+    assert SoftCap() == SoftCap()
+    assert hash(SoftCap()) == hash(SoftCap(project_dtype="float32"))
+    with pytest.raises(TypeError):
+        Constraint()

@@ -1,0 +1,89 @@
+"""The algebra of bounds against mpmath-free exact arithmetic (fractions) and closed forms."""
+
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lipzoo.bound import Bound, format_power, weighted_sum
+
+norms = st.floats(1e-6, 1e6)
+
+
+@given(st.lists(norms, min_size=1, max_size=30))
+def test_scaling_never_falls_below_the_exact_product(factors):
+    bound = Bound(1.0, 0.0)
+    exact = Fraction(1)
+    for factor in factors:
+        bound = bound.scale(factor)
+        exact *= Fraction(factor)
+    assert Fraction(float(bound.radius)) >= exact
+    exact_log = math.log(exact.numerator) - math.log(exact.denominator)
+    assert bound.log_lipschitz >= exact_log - 1e-13
+    assert bound.log_lipschitz == pytest.approx(exact_log, abs=1e-9)
+
+
+@given(norms, norms, norms, norms, st.floats(0, 1))
+def test_weighted_sum_is_the_sum_of_the_parts(r1, l1, r2, l2, alpha):
+    parts = [Bound(r1, math.log(l1)), Bound(r2, math.log(l2))]
+    total = weighted_sum((1 - alpha, alpha), parts)
+    lipschitz = (1 - alpha) * l1 + alpha * l2
+    assert total.radius >= (1 - alpha) * r1 + alpha * r2
+    assert total.lipschitz >= lipschitz * (1 - 1e-15)
+    assert total.lipschitz == pytest.approx(lipschitz, rel=1e-9)
+
+
+def test_bounds_of_published_size_do_not_overflow():
+    bound = Bound(1.0, 0.0)
+    for _ in range(400):
+        bound = bound.scale(1e3)
+    assert bound.log10_lipschitz == pytest.approx(1200)
+    assert bound.lipschitz == math.inf
+    assert bound.radius == math.inf
+
+
+@pytest.mark.parametrize(
+    ("norm", "start", "log_lipschitz", "radius"),
+    [
+        (0.0, Bound(1.0, 0.0), -math.inf, 0.0),
+        (0.0, Bound(math.inf, math.inf), -math.inf, 0.0),
+        (math.inf, Bound(1.0, 0.0), math.inf, math.inf),
+        (math.inf, Bound(0.0, -math.inf), math.nan, math.nan),
+    ],
+)
+def test_zero_and_infinite_norms(norm, start, log_lipschitz, radius):
+    bound = start.scale(norm)
+    if math.isnan(log_lipschitz):  # Infinity times zero: the constant zero stays what it is only if the norm is finite.
+        assert not bound.lipschitz < 1
+        return
+    assert bound.log_lipschitz == log_lipschitz
+    assert bound.radius == radius
+
+
+def test_shift_and_clip():
+    assert Bound(2.0, 0.0).shift(0.5).radius == pytest.approx(2.5)
+    assert Bound(2.0, 1.0).clip(1.0).radius == 1.0
+    assert Bound(0.5, 1.0).clip(1.0).radius == 0.5
+    assert Bound(2.0, 1.0).clip(1.0).log_lipschitz == 1.0
+
+
+def test_runs_inside_jit_and_is_differentiable():
+    def log_lipschitz(norm):
+        return weighted_sum((0.5, 0.5), (Bound(norm, jnp.zeros(())), Bound(norm, jnp.zeros(())).scale(norm))).log_lipschitz
+
+    value, slope = jax.jit(jax.value_and_grad(log_lipschitz))(jnp.float32(3.0))
+    assert value == pytest.approx(math.log(2.0), abs=1e-4)
+    assert slope == pytest.approx(0.5 / 2.0, rel=1e-4)
+    assert value.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("log10", "text"), [(math.log10(14.97), "14.97"), (5.0, "1e+05"), (110.04, "10^110.0"), (math.inf, "∞")]
+)
+def test_format_power(log10, text):
+    assert format_power(np.float64(log10)) == text
