@@ -14,8 +14,8 @@ from lipzoo.models import AbstractModule
 from lipzoo.weight import Weight, cap_norm, exact_norm, weights
 
 STATEMENT = (
-    "For all inputs x, x' with pixels in [0, 1]: ‖f(x) - f(x')‖ ≤ L‖x - x'‖ in RMS norms, f from pixels to logits, computed "
-    "exactly with the stored weights. The rounding of the network's own forward pass is not covered."
+    "For all inputs x, x' with pixels in [0, 1]: ‖f(x) - f(x')‖ ≤ L‖x - x'‖ in RMS norms, f from pixels to logits, "
+    "computed exactly with the stored weights. The rounding of the network's own forward pass is not covered."
 )
 METHOD = "NumPy SVD in float64, inflated by 1 + 8·max(m, n)·2⁻⁵²; layer by layer, rounded up"
 
@@ -65,7 +65,13 @@ class Certificate:
         certified = bound(measured)
         matrices = weights(model)
         rows = tuple(
-            Row(w.name, tuple(w.array.shape), w.cap, measured[w.name], _share(certified, bound(measured | {w.name: 1.0})))
+            Row(
+                w.name,
+                tuple(w.array.shape),
+                w.cap,
+                measured[w.name],
+                _share(certified, bound(measured | {w.name: 1.0})),
+            )
             for w in matrices
         )
         l2_factor = math.sqrt(matrices[-1].array.shape[-2] / matrices[0].array.shape[-1])
@@ -99,9 +105,15 @@ class Certificate:
             cap = "free" if math.isinf(row.cap) else f"{row.cap:g}"
             norm = Text(f"{row.norm:.6g}", style="" if row.norm <= row.cap else "bold red")
             layers.add_row(row.name, "×".join(map(str, row.shape)), cap, norm, _percent(row.share))
-        bounds = Table("bound", *(_right(name) for name in ("L (RMS → RMS)", "L (ℓ₂ → ℓ₂)", "largest output")), title="Bounds")
+        bounds = Table(
+            "bound", *(_right(name) for name in ("L (RMS → RMS)", "L (ℓ₂ → ℓ₂)", "largest output")), title="Bounds"
+        )
         a_priori = "a priori (caps)" if self.caps_hold else "a priori (a cap does not hold)"
-        for name, bound in (("certified", self.certified), (a_priori, self.a_priori), ("published formula", self.published)):
+        for name, bound in (
+            ("certified", self.certified),
+            (a_priori, self.a_priori),
+            ("published formula", self.published),
+        ):
             log10 = float(bound.log10_lipschitz)
             radius = format_power(math.log10(bound.radius) if bound.radius > 0 else -math.inf)
             bounds.add_row(name, format_power(log10), format_power(log10 + math.log10(self.l2_factor)), radius)

@@ -1,8 +1,8 @@
 """Checkpoints with Orbax: weights, the rest of the state, the data iterator and the recipe, together.
 
 A checkpoint has five items: `model` (weights by name), `rest` (optimizer, step, random key), `data` (grain's iterator
-state), `recipe` (JSON) and `digests` (sha256 of the first two). Weights stand apart so that a tool can restore them without
-the optimizer; digests tell damage that the storage format does not notice.
+state), `recipe` (JSON) and `digests` (sha256 of the first two). Weights stand apart so that a tool can restore them
+without the optimizer; digests tell damage that the storage format does not notice.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run: `<run>/checkpoints/<step>`, the newest `keep` and the one of least validation loss."""
+    """The checkpoints of a run: `<run>/checkpoints/<step>`, the newest `keep` and the one of least validation loss."""
 
     def __init__(self, run: Path, keep: int):
         newest = _policies.LatestN(keep)
@@ -60,9 +60,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager((run / "checkpoints").absolute(), options=options)
 
-    def save(
-        self, state: State, data: grain.DatasetIterator, recipe: Recipe, metrics: Mapping[str, float]
-    ) -> None:
+    def save(self, state: State, data: grain.DatasetIterator, recipe: Recipe, metrics: Mapping[str, float]) -> None:
         """Writes a checkpoint in the background; it appears under its step once it is complete."""
         model, rest = weight_arrays(state.model), _rest_arrays(state)
         items = ocp.args.Composite(

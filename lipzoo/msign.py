@@ -61,6 +61,7 @@ def sup(rows: Polynomial) -> float:
 
 def _minimax_quintic(low: float, high: float) -> Row:
     """The odd quintic closest to 1 on [low, high]: it equioscillates on four points, found by Remez exchange."""
+    a = b = c = 0.0
     inner = np.array([0.75 * low + 0.25 * high, 0.25 * low + 0.75 * high])
     for _ in range(100):
         points = np.array([low, *inner, high])
@@ -77,8 +78,9 @@ def _minimax_quintic(low: float, high: float) -> Row:
 def polar_express(rounds: int, low: float = 1e-3) -> Polynomial:
     """Polar Express (Amsel et al. 2025, arXiv 2505.16932): each row is the best quintic for what the last one left.
 
-    After each row the singular values of [low, 1] lie in [1-E, 1+E]. Once E is too small for Remez to resolve, the limit
-    (15/8, -10/8, 3/8) follows. All rows but the last are evaluated at x/1.01, so that rounding above 1 is contracted.
+    After each row the singular values of [low, 1] lie in [1-E, 1+E]. Once E is too small for Remez to resolve, the
+    limit (15/8, -10/8, 3/8) follows. All rows but the last are evaluated at x/1.01, so that rounding above 1 is
+    contracted.
     """
     rows: list[Row] = []
     high = 1.0
@@ -102,8 +104,8 @@ POLYNOMIALS: dict[PolynomialName, Polynomial] = {
 def rounding_margin(dtype: DTypeLike) -> float:
     """How far rounding may lift the largest singular value above `sup`, relative, when iterating in `dtype`.
 
-    Measured over random, low-rank and ill-conditioned matrices of 1×7 to 768×3072 (as in `tests/test_msign.py`): nothing
-    in float32 and at most 1.2e-2 in bfloat16; the margins are 1e-3 and 6e-2.
+    Measured over random, low-rank and ill-conditioned matrices of 1×7 to 768×3072 (as in `tests/test_msign.py`):
+    nothing in float32 and at most 1.2e-2 in bfloat16; the margins are 1e-3 and 6e-2.
     """
     return 1e-3 if jnp.dtype(dtype) == jnp.float32 else 0.06
 
@@ -114,12 +116,13 @@ def msign(
     """The polynomial `rows` applied to the singular values of M/‖M‖_F.
 
     The iteration runs on the smaller side in `dtype`. In float32 and where it costs fewer operations (sides 1.5 : 1 and
-    longer, with six rows), it runs on the s×s Gram matrix: A = MMᵀ once, then Q = aI + bA + cA², P ← PQ, A ← AQ², and one
-    product PM at the end. Squaring costs accuracy where singular values are below 2⁻¹⁰ of ‖M‖_F: measured on 256×3072
-    with singular values from 1 to 1e-6, the result deviates from float64 by at most 10% in spectral norm, all of it in
-    those directions; on well-conditioned matrices by 1e-5. In bfloat16 the iteration is always the direct one.
+    longer, with six rows), it runs on the s×s Gram matrix: A = MMᵀ once, then Q = aI + bA + cA², P ← PQ, A ← AQ², and
+    one product PM at the end. Squaring costs accuracy where singular values are below 2⁻¹⁰ of ‖M‖_F: measured on
+    256×3072 with singular values from 1 to 1e-6, the result deviates from float64 by at most 10% in spectral norm, all
+    of it in those directions; on well-conditioned matrices by 1e-5. In bfloat16 the iteration is always the direct one.
 
-    **Returns:** a matrix of the input's dtype with singular values in [0, sup(rows)·(1 + rounding_margin)]; zero for zero.
+    **Returns:** a matrix of the input's dtype with singular values in [0, sup(rows)·(1 + rounding_margin)]; zero for
+    zero.
     """
     if matrix.shape[-2] > matrix.shape[-1]:
         return msign(matrix.mT, rows, dtype).mT
@@ -158,9 +161,9 @@ def _product(left: Float[Array, "*b m k"], right: Float[Array, "*b k n"]) -> Flo
 def gram_polynomial(gram: Float[Array, "*b s s"], rows: Polynomial) -> Float[Array, "*b s s"]:
     """P(A) such that P(XXᵀ)X applies `rows` to the singular values of X, for ‖X‖ ≤ 1.
 
-    Rounding can leave eigenvalues of A slightly negative, and the rows would amplify them without limit; so A is shifted
-    by ε = 4 units in the last place. That evaluates P at σ̃ = √(σ² + ε) ≥ σ, hence P·σ ≤ P·σ̃ stays under the supremum, and
-    singular values below √ε = 7e-4 (float32) come out smaller than the rows would make them.
+    Rounding can leave eigenvalues of A slightly negative, and the rows would amplify them without limit; so A is
+    shifted by ε = 4 units in the last place. That evaluates P at σ̃ = √(σ² + ε) ≥ σ, hence P·σ ≤ P·σ̃ stays under the
+    supremum, and singular values below √ε = 7e-4 (float32) come out smaller than the rows would make them.
     """
     identity = identity_like(gram)
     gram = gram + 4 * jnp.finfo(gram.dtype).eps * identity

@@ -59,15 +59,13 @@ def identity_like(square: Float[Array, "*batch s s"]) -> Float[Array, "*batch s 
     return jnp.broadcast_to(jnp.eye(square.shape[-1], dtype=square.dtype), square.shape)
 
 
-def gram_norm(
-    matrix: Float[Array, "*batch m n"], squarings: int = GRAM_SQUARINGS
-) -> Float[Array, "*batch"]:
+def gram_norm(matrix: Float[Array, "*batch m n"], squarings: int = GRAM_SQUARINGS) -> Float[Array, "*batch"]:
     """An upper bound of σ₁ from matrix products alone: jittable, batched, differentiable.
 
     Gram iteration (Delattre et al. 2023, arXiv 2305.16173): with A the smaller Gram matrix and s its size,
-    σ₁² = λ₁(A) ≤ ‖A^(2^k)‖_F^(1/2^k), and the excess of σ₁ is at most s^(1/(4·2^k)). Each squaring is renormalized by its
-    Frobenius norm, whose logarithms add up. The result is inflated by 8·√max(m, n) units of the working precision (at
-    least float32) for the rounding of the products.
+    σ₁² = λ₁(A) ≤ ‖A^(2^k)‖_F^(1/2^k), and the excess of σ₁ is at most s^(1/(4·2^k)). Each squaring is renormalized by
+    its Frobenius norm, whose logarithms add up. The result is inflated by 8·√max(m, n) units of the working precision
+    (at least float32) for the rounding of the products.
     """
     dtype = matrix.dtype if matrix.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     matrix = matrix.astype(dtype)

@@ -28,6 +28,7 @@ from lipzoo.models import AbstractModule, MLPConfig
 from lipzoo.optim import OptimizerConfig
 from lipzoo.weight import Weight, set_caps, weights
 
+
 @dataclasses.dataclass(frozen=True)
 class ConstraintConfig:
     """The part of a recipe that describes how weights are held."""
@@ -59,8 +60,8 @@ class ConstraintConfig:
     def of(self, weight: Weight) -> Constraint:
         """The constraint of one weight.
 
-        A bias has one singular value, its norm; stiefel and spectral-hammer would never let it be small. So whatever caps
-        holds biases by spectral-normalize, and what does not leaves them free.
+        A bias has one singular value, its norm; stiefel and spectral-hammer would never let it be small. So whatever
+        caps holds biases by spectral-normalize, and what does not leaves them free.
         """
         constraint = self.make(_override(self.constraint_overrides, weight.name) or self.constraint)
         if weight.role != "bias" or isinstance(constraint, WeightDecay):
@@ -112,7 +113,9 @@ class TrainingConfig:
         if not 0 <= self.seed < 2**32:
             return f"--seed must be between 0 and 2³² - 1, got {self.seed}"
         if batch_size % (self.accum_steps * self.mesh):
-            return f"--batch-size {batch_size} is not divisible by --accum-steps {self.accum_steps} × --mesh {self.mesh}"
+            return (
+                f"--batch-size {batch_size} is not divisible by --accum-steps {self.accum_steps} × --mesh {self.mesh}"
+            )
         return None
 
 
@@ -129,7 +132,7 @@ class Recipe:
     training: Annotated[TrainingConfig, arg(name="")] = TrainingConfig()
 
     def check(self) -> None:
-        """Raises UserError, in one sentence that names the flag, if the recipe cannot be run or cannot keep its promise."""
+        """Raises UserError, in one sentence that names the flag, if the recipe cannot be run or keep its promise."""
         refusal = (
             self.model.refusal()
             or self.data.refusal()
@@ -191,7 +194,8 @@ class Recipe:
         if not 0 < cap < math.inf:
             return f"the cap of {weight.name} must be positive and finite, got {cap:g}: change --sigma-max"
         if optimizer.weight_decay * step >= 1:
-            return f"--weight-decay {optimizer.weight_decay:g} with --lr {optimizer.lr:g} would flip {weight.name}: lower one"
+            rates = f"--weight-decay {optimizer.weight_decay:g} with --lr {optimizer.lr:g}"
+            return f"{rates} would flip the sign of {weight.name}: lower one"
         if isinstance(constraint, WeightDecay) and not optimizer.weight_decay:
             return "--constraint weight-decay needs a --weight-decay above 0"
         reason = constraint.refusal(cap, step * optimizer.update_sup)

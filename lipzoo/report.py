@@ -78,7 +78,7 @@ class Reporter:
         step, norms = self._norms
         now = time.perf_counter()
         rate = len(values) * self._recipe.data.batch_size / max(now - self._clock, 1e-9)
-        record = {name: sum(float(v[name]) for v in values) / len(values) for name in ("loss", "accuracy")}
+        record: Record = {name: sum(float(v[name]) for v in values) / len(values) for name in ("loss", "accuracy")}
         record |= {"step": step, "lr": float(values[-1]["lr"]), "images_per_second": round(rate, 1)}
         record["norms"] = {name: float(norm) for name, norm in jax.device_get(norms).items()}
         self._emit(record)
@@ -167,7 +167,7 @@ def _tensorboard(run: Path, recipe: Recipe) -> Sink:
 
 
 def _wandb(run: Path, recipe: Recipe) -> Sink:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     session = wandb.init(project="lipzoo", name=run.name, dir=str(run), config=recipe.to_json(), resume="allow")
     return lambda record: session.log(flat(record), step=record["step"])

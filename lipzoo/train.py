@@ -41,7 +41,7 @@ def init_state(recipe: Recipe, mesh: Mesh) -> State:
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def init(key: Key[Array, ""]) -> State:
         model_key, step_key = jax.random.split(key)
-        model = recipe.build_model(model_key)
+        model: Any = recipe.build_model(model_key)
         opt_state = recipe.optimizer.build().init(model)
         return State(model, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(step_key))
 
@@ -54,11 +54,12 @@ def make_train_step(recipe: Recipe, mesh: Mesh, white: int) -> TrainStep:
     factor = recipe.optimizer.factor(recipe.training.steps)
 
     def train_step(state: State, batch: dict[str, Array]) -> tuple[State, Metrics]:
-        (loss, accuracy), gradient = _gradient(recipe, white, state.model, batch)
+        params: Any = state.model
+        (loss, accuracy), gradient = _gradient(recipe, white, params, batch)
         lr = recipe.optimizer.lr * factor(state.step)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         updates = jax.tree.map(lambda update: -lr * update, updates)
-        model = optax.apply_updates(state.model, updates)
+        model = optax.apply_updates(params, updates)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         model = constrain(recipe, model, updates, lr, key)
         metrics = {"loss": loss, "accuracy": accuracy, "lr": lr}
@@ -68,9 +69,7 @@ def make_train_step(recipe: Recipe, mesh: Mesh, white: int) -> TrainStep:
     return jax.jit(train_step, donate_argnums=0, in_shardings=shardings, out_shardings=replicated(mesh))
 
 
-def constrain(
-    recipe: Recipe, model: Any, updates: Any, lr: Float[Array, ""], key: Key[Array, ""]
-) -> Any:
+def constrain(recipe: Recipe, model: Any, updates: Any, lr: Float[Array, ""], key: Key[Array, ""]) -> Any:
     """The updated model with every weight's constraint applied."""
     sup, rate = recipe.optimizer.update_sup, recipe.optimizer.weight_decay
     indices = {weight.name: index for index, weight in enumerate(weights(model))}
@@ -93,7 +92,7 @@ def _is_none(node: Any) -> bool:
 
 def _gradient(
     recipe: Recipe, white: int, model: AbstractModule, batch: dict[str, Array]
-) -> tuple[tuple[Array, Array], AbstractModule]:
+) -> tuple[tuple[Array, Array], Any]:
     """Mean loss, accuracy and gradient over the batch, computed in `accum_steps` parts."""
     parts = recipe.training.accum_steps
     differentiate = jax.value_and_grad(functools.partial(_loss, recipe, white), has_aux=True)
@@ -121,9 +120,7 @@ def _loss(
     return losses.mean(), (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
 
 
-def forward(
-    model: AbstractModule, image: Array, white: int, dtype: str
-) -> Float[Array, "batch classes"]:
+def forward(model: AbstractModule, image: Array, white: int, dtype: str) -> Float[Array, "batch classes"]:
     """Float32 logits of a batch of images, pixels scaled to [0, 1], computed in `dtype`."""
     model = jax.tree.map(lambda x: x.astype(dtype), model)
     return jax.vmap(model)(image.astype(dtype) / white).astype(jnp.float32)

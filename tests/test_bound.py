@@ -74,7 +74,9 @@ def test_shift_and_clip():
 
 def test_runs_inside_jit_and_is_differentiable():
     def log_lipschitz(norm):
-        return weighted_sum((0.5, 0.5), (Bound(norm, jnp.zeros(())), Bound(norm, jnp.zeros(())).scale(norm))).log_lipschitz
+        return weighted_sum(
+            (0.5, 0.5), (Bound(norm, jnp.zeros(())), Bound(norm, jnp.zeros(())).scale(norm))
+        ).log_lipschitz
 
     value, slope = jax.jit(jax.value_and_grad(log_lipschitz))(jnp.float32(3.0))
     assert value == pytest.approx(math.log(2.0), abs=1e-4)

@@ -51,7 +51,7 @@ REFUSED = [
     ({"lr": 20.0, "constraint": "hard-cap-poly"}, "--lr 20 is too high for layers.0: hard-cap-poly diverges"),
     ({"constraint": "hard-cap-poly", "optimizer": "adamw"}, "use --optimizer muon"),
     ({"constraint": "weight-decay"}, "--weight-decay above 0"),
-    ({"weight_decay": 50.0}, "would flip layers.0"),
+    ({"weight_decay": 50.0}, "would flip the sign of layers.0"),
     ({"weight_decay": math.nan}, "--weight-decay"),
     ({"spectral_wd": 1.5}, "--spectral-wd"),
     ({"constraint_overrides": ("heat=none",)}, "heat"),

@@ -126,7 +126,12 @@ def test_different_seeds_give_different_runs_and_equal_seeds_equal_ones():
 
 SOFT_CAP_LIMIT = 7.4 * 2 * 3  # 7.4 caps of 2, at a share of 1/3
 GUARANTEES = [
-    *[("muon", name, lr) for name in CONSTRAINTS if CONSTRAINTS[name].guarantees and name != "soft-cap" for lr in (0.3, 90.0)],
+    *[
+        ("muon", name, lr)
+        for name in CONSTRAINTS
+        if CONSTRAINTS[name].guarantees and name != "soft-cap"
+        for lr in (0.3, 90.0)
+    ],
     *[("muon", "soft-cap", lr) for lr in (0.3, 2.0, SOFT_CAP_LIMIT)],
     *[("adamw", name, 0.1) for name in ("soft-cap", "hard-cap", "spectral-normalize")],
 ]

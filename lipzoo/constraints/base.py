@@ -32,8 +32,8 @@ class Step(eqx.Module):
 class Constraint(abc.ABC):
     """A map of singular values, applied to a weight after each optimizer step.
 
-    `caps` says that the map uses the cap, `guarantees` that the norm is at most `cap(...)` after every step that `refusal`
-    admits, in the arithmetic in which it runs. `project_dtype` is the precision of the matrix iterations.
+    `caps` says that the map uses the cap, `guarantees` that the norm is at most `cap(...)` after every step that
+    `refusal` admits, in the arithmetic in which it runs. `project_dtype` is the precision of the matrix iterations.
     """
 
     project_dtype: str = "float32"
@@ -53,7 +53,8 @@ class Constraint(abc.ABC):
     def cap(self, sigma_max: float, update_norm: float, decay: float) -> float:
         """The norm that weights are held under or aimed at; infinite if there is none.
 
-        `update_norm` bounds the norm of an update and `decay` is the weight decay, both per unit of learning rate × share.
+        `update_norm` bounds the norm of an update and `decay` is the weight decay, both per unit of learning rate ×
+        share.
         """
         return sigma_max if self.caps else float("inf")
 
@@ -61,15 +62,13 @@ class Constraint(abc.ABC):
 def target(cap: float, matrix: Float[Array, "*batch out in"]) -> float:
     """The cap less the rounding of a few float32 matrix products, so that the stored result is under the cap.
 
-    Measured over 200 training steps and random matrices of up to 3072 columns, results lie within 3e-7 of the exact map;
-    16 units in the last place (1.9e-6) are taken off.
+    Measured over 200 training steps and random matrices of up to 3072 columns, results lie within 3e-7 of the exact
+    map; 16 units in the last place (1.9e-6) are taken off.
     """
     return cap * (1 - 16 * float(jnp.finfo(matrix.dtype).eps))
 
 
-def hold(
-    matrix: Float[Array, "*batch out in"], *, cap: float, dtype: DTypeLike
-) -> Float[Array, "*batch out in"]:
+def hold(matrix: Float[Array, "*batch out in"], *, cap: float, dtype: DTypeLike) -> Float[Array, "*batch out in"]:
     """Makes good what low precision may have broken: below float32, divide by what is above the cap.
 
     The excess is judged by an upper bound (Gram iteration in float32), so the result is under the cap.
@@ -83,9 +82,7 @@ def normalize(matrix: Float[Array, "*batch out in"], *, cap: float) -> Float[Arr
     return matrix / jnp.maximum(ratio, 1)[..., None, None]
 
 
-def wide_product(
-    left: Float[Array, "*b s s"], matrix: Float[Array, "*b m n"]
-) -> Float[Array, "*b m n"]:
+def wide_product(left: Float[Array, "*b s s"], matrix: Float[Array, "*b m n"]) -> Float[Array, "*b m n"]:
     """The small symmetric matrix from `norms.small_gram` applied on its side: LW, or WL if W is tall."""
     wide = matrix.shape[-2] <= matrix.shape[-1]
     factors = (left, matrix) if wide else (matrix, left)

@@ -25,9 +25,9 @@ class Unconstrained(Constraint):
 class WeightDecay(Constraint):
     """W ↦ W: the decay that is part of the optimizer's step does the work.
 
-    W ← (1 - λl)W - lU with ‖U‖ ≤ s keeps ‖W‖ ≤ s/λ if it held before, since (1 - λl)s/λ + ls = s/λ. So with an optimizer of
-    bounded update norm (Muon), and a first norm below it, s/λ is a cap that holds, whatever the learning rate
-    l ≤ 1/λ. With AdamW nothing is promised.
+    W ← (1 - λl)W - lU with ‖U‖ ≤ s keeps ‖W‖ ≤ s/λ if it held before, since (1 - λl)s/λ + ls = s/λ. So with an
+    optimizer of bounded update norm (Muon), and a first norm below it, s/λ is a cap that holds, whatever the learning
+    rate l ≤ 1/λ. With AdamW nothing is promised.
     """
 
     caps: ClassVar[bool] = False

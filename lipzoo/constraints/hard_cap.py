@@ -29,13 +29,13 @@ class HardCap(Constraint):
     """σ ↦ min(σ, σ_max), at any learning rate, from matrix products alone.
 
     With A = WWᵀ/β² on the smaller side and S = msign(I - A), B = max(A, I) = ½[A + I + S(I - A)], and B^(-½)W has the
-    singular values σ·max(σ²/β², 1)^(-½) = min(σ, β). This is Cesista's and Su's (2025) ½[βP + W - msign(βI - PWᵀ)(βP - W)],
-    P = msign(W), without the ill-conditioned P: B's eigenvalues are at least 1. Both functions are Polar Express
+    singular values σ·max(σ²/β², 1)^(-½) = min(σ, β). This is Cesista's and Su's (2025) ½[βP + W - msign(βI - PWᵀ)(βP -
+    W)], P = msign(W), without the ill-conditioned P: B's eigenvalues are at least 1. Both functions are Polar Express
     polynomials, always in float32.
 
-    Where σ²/β² is within ε·s of 1, with s = ‖I - A‖ and resolution ε = 1e-4, the computed sign lies anywhere in [-1, 1],
-    B between A and I, and the result between β and β√(1 + εs). Hence β = σ_max/(1 + εs) keeps it under the cap: 0.01% below
-    the cap when the step's excess is small. Matrices above 50 caps are first divided down to that.
+    Where σ²/β² is within ε·s of 1, with s = ‖I - A‖ and resolution ε = 1e-4, the computed sign lies anywhere in [-1,
+    1], B between A and I, and the result between β and β√(1 + εs). Hence β = σ_max/(1 + εs) keeps it under the cap:
+    0.01% below the cap when the step's excess is small. Matrices above 50 caps are first divided down to that.
     """
 
     def __call__(
@@ -58,8 +58,8 @@ class HardCap(Constraint):
 class HardCapPoly(Constraint):
     """σ ↦ the published four-row approximation of min(σ, σ_max), for reproduction.
 
-    Off by up to 3.4% of σ_max, up to 1.09% above it for σ ≤ 3σ_max, divergent beyond 4σ_max: no guarantee, and steps that
-    could leave [0, 3σ_max] are refused. Newhouse et al. 2025 (arXiv 2507.13338), appendix.
+    Off by up to 3.4% of σ_max, up to 1.09% above it for σ ≤ 3σ_max, divergent beyond 4σ_max: no guarantee, and steps
+    that could leave [0, 3σ_max] are refused. Newhouse et al. 2025 (arXiv 2507.13338), appendix.
     """
 
     guarantees: ClassVar[bool] = False

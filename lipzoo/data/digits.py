@@ -11,8 +11,7 @@ def load_digits() -> Images:
     """The UCI optical digits (test part), split once: the last 360 images are the test split."""
     from sklearn.datasets import load_digits as load  # Slow to import, and used by this source alone.
 
-    bunch = load()
-    image = np.asarray(bunch.data).astype(np.uint8)
-    label = np.asarray(bunch.target).astype(np.int32)
+    data, target = load(return_X_y=True)
+    image, label = np.asarray(data).astype(np.uint8), np.asarray(target).astype(np.int32)
     train, test = slice(None, -TEST_IMAGES), slice(-TEST_IMAGES, None)
     return Images(Split(image[train], label[train]), Split(image[test], label[test]), white=16, classes=10)

@@ -1,7 +1,7 @@
 """Modules that run, bound and constrain themselves, and the parts that networks are made of.
 
-A module has `__call__` on one unbatched example (callers vmap) and `bound`, which maps what is known of its input to what
-is known of its output. Both stand side by side, so that a certificate cannot describe another network than the one
+A module has `__call__` on one unbatched example (callers vmap) and `bound`, which maps what is known of its input to
+what is known of its output. Both stand side by side, so that a certificate cannot describe another network than the one
 that runs.
 """
 
@@ -39,7 +39,8 @@ class AbstractModule(eqx.Module):
         """The output's bound, from the input's, with the norms of weights given by `measure`.
 
         `incoming` bounds the input: no larger in RMS norm than `radius`, and `exp(log_lipschitz)`-Lipschitz in whatever
-        the statement is about. `measure` is `cap_norm` (a priori), `exact_norm` (certified) or `gram_norm` (inside jit).
+        the statement is about. `measure` is `cap_norm` (a priori), `exact_norm` (certified) or `gram_norm` (inside
+        jit).
         """
 
     def project(self: Module, constraint: Constraint, step: Step | None = None) -> Module:

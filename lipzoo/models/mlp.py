@@ -36,9 +36,7 @@ ACTIVATIONS: Mapping[Activation, Callable[[], AbstractModule]] = {
 }
 
 
-def semi_orthogonal(
-    key: PRNGKeyArray, out_size: int, in_size: int, norm: float
-) -> Float[Array, "out in"]:
+def semi_orthogonal(key: PRNGKeyArray, out_size: int, in_size: int, norm: float) -> Float[Array, "out in"]:
     """A random matrix whose singular values are all equal and whose RMS→RMS norm is `norm`."""
     draw = jax.nn.initializers.orthogonal(scale=norm * math.sqrt(out_size / in_size))
     return draw(key, (out_size, in_size), jnp.float32)

@@ -98,7 +98,7 @@ def _scale_by_adam(beta1: float, beta2: float) -> optax.GradientTransformation:
     adam = optax.scale_by_adam(beta1, beta2, eps=1e-12)
 
     def init(params: Any) -> Any:
-        state = adam.init(params)
+        state: Any = adam.init(params)
         return state._replace(count=jnp.full_like(state.count, jnp.iinfo(jnp.int32).max))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

@@ -37,7 +37,7 @@ def scale_by_muon(
     def orthogonalize(weight: Weight) -> Weight:
         return weight.with_array(msign.msign(weight.array, rows, dtype) / weight.rms_factor)
 
-    def update(updates: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MuonState]:
         momentum = optax.tree.update_moment(updates, state.momentum, beta, 1)
         direction = optax.tree.update_moment(updates, momentum, beta, 1) if nesterov else momentum
         return map_weights(orthogonalize, direction), MuonState(momentum)

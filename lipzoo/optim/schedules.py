@@ -1,7 +1,7 @@
 """Learning-rate schedules: factors of the peak, as functions of the step."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
@@ -26,7 +26,7 @@ def schedule(name: Schedule, steps: int, warmup_steps: int = 0, cooldown: float 
     """
     rest = max(steps - warmup_steps, 1)
     tail = max(round(cooldown * rest), 1)
-    factors: dict[Schedule, optax.Schedule] = {
+    factors: dict[Schedule, Callable[[Any], Any]] = {
         "linear": optax.linear_schedule(1.0, 0.0, rest),
         "cosine": optax.cosine_decay_schedule(1.0, rest),
         "sqrt": _sqrt,

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lipzoo import msign
 from lipzoo.constraints import (
     CONSTRAINTS,
     Constraint,
@@ -22,10 +23,9 @@ from lipzoo.constraints import (
     Unconstrained,
     WeightDecay,
 )
+from lipzoo.constraints.hard_cap import HARD_CAP_ROWS
 from lipzoo.constraints.soft_cap import LARGEST_SHRINK, MAX_ROUNDS, solve
 from tests.test_msign import evaluate
-from lipzoo.constraints.hard_cap import HARD_CAP_ROWS
-from lipzoo import msign
 
 SHAPES = [(1, 9), (9, 1), (24, 24), (80, 8), (8, 80), (3, 12, 20)]
 HOLDING = [c for c in CONSTRAINTS.values() if c.guarantees and c.caps]

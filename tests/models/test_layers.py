@@ -50,7 +50,9 @@ MODULES = {
     "linear": lambda key: linear(key, 6, 8),
     "biased": lambda key: linear(key, 6, 8, bias=True),
     "residual": lambda key: ConvexResidual(Sequential([linear(key, 8, 8, scale=3.0), ReLU()]), 0.3),
-    "mlp": lambda key: MLP(8, 16, 5, depth=4, activation="gelu", bias=True, residual=0.5, final_scale=2.0, zero_init=False, key=key),
+    "mlp": lambda key: MLP(
+        8, 16, 5, depth=4, activation="gelu", bias=True, residual=0.5, final_scale=2.0, zero_init=False, key=key
+    ),
 }
 
 
@@ -77,7 +79,9 @@ def test_no_output_exceeds_the_radius_and_no_gain_the_lipschitz_bound(name, radi
     @jax.jit
     def climb(x, v):
         step = lambda x, g: x + 0.3 * g / (rms(g)[:, None] + 1e-9)  # noqa: E731
-        return step(x, jax.grad(lambda x: gain(x, v).sum() + size(x).sum())(x)), step(v, jax.grad(lambda v: gain(x, v).sum())(v))
+        return step(x, jax.grad(lambda x: gain(x, v).sum() + size(x).sum())(x)), step(
+            v, jax.grad(lambda v: gain(x, v).sum())(v)
+        )
 
     for _ in range(40):
         x, v = climb(x, v)

@@ -53,7 +53,7 @@ def test_momentum_is_an_average_without_bias_correction(getkey):
     model = MLP(12, 8, 4, key=getkey())
     gradient = gradients_like(model, getkey())
     transform = OptimizerConfig(optimizer="adamw", beta1=0.9, beta2=0.95).build()
-    updates, state = transform.update(gradient, transform.init(model), model)
+    updates, _ = transform.update(gradient, transform.init(model), model)
     for g, u in zip(weights(gradient), weights(updates), strict=True):
         expected = 0.1 * g.array / jnp.sqrt(0.05 * g.array**2)
         np.testing.assert_allclose(u.array, expected, rtol=1e-5)
