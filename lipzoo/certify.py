@@ -15,6 +15,7 @@ from lipzoo.certificate import Certificate
 from lipzoo.checkpoint import Loaded, load
 from lipzoo.cli import guarded
 from lipzoo.errors import UserError
+from lipzoo.files import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,22 +30,23 @@ class CommandLine:
     """Exit with status 1 if the certified bound is above this."""
 
 
-def certify(directory: Path) -> tuple[Certificate, Path | None]:
+def certify(directory: Path) -> tuple[Certificate, str, Path | None]:
     """Certifies the newest checkpoint under `directory` and writes `certificate.json` into its run.
 
-    **Returns:** the certificate and where it was written (None where the run cannot be written to).
+    **Returns:** the certificate, its JSON, and where that was written (None where the run cannot be written to).
     """
     loaded = load(directory)
     certificate = _certificate(loaded)
+    text = json.dumps(to_json(certificate, loaded), indent=2, allow_nan=False) + "\n"
     folder = loaded.path.parent
     run = folder.parent if folder.name == "checkpoints" else folder
     path = run / "certificate.json"
     try:
-        path.write_text(json.dumps(to_json(certificate, loaded), indent=2, allow_nan=False) + "\n")
+        write_text(path, text)
     except OSError as error:
         print(f"warning: cannot write {path} ({error.strerror})", file=sys.stderr)
-        return certificate, None
-    return certificate, path
+        return certificate, text, None
+    return certificate, text, path
 
 
 def _certificate(loaded: Loaded) -> Certificate:
@@ -70,9 +72,9 @@ def _main() -> int:
     line = tyro.cli(CommandLine, description="Certifies the stored weights of a checkpoint.")
     if line.max_lipschitz is not None and math.isnan(line.max_lipschitz):
         raise UserError("--max-lipschitz must be a number")
-    certificate, path = certify(line.checkpoint_dir)
-    if line.json and path is not None:
-        print(path.read_text(), end="")
+    certificate, text, _ = certify(line.checkpoint_dir)
+    if line.json:
+        print(text, end="")
     else:
         Console().print(certificate)
     if line.max_lipschitz is not None and certificate.lipschitz > line.max_lipschitz:

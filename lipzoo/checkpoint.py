@@ -1,14 +1,17 @@
 """Checkpoints with Orbax: weights, the rest of the state, the data iterator and the recipe, together.
 
 A checkpoint has five items: `model` (weights by name), `rest` (optimizer, step, random key), `data` (grain's iterator
-state), `recipe` (JSON) and `digests` (sha256 of the first two). Weights stand apart so that a tool can restore them
-without the optimizer; digests tell damage that the storage format does not notice.
+state), `recipe` (JSON) and `digests` (sha256 of model, rest and recipe). Weights stand apart so that a tool can
+restore them without the optimizer; digests tell damage that the storage format does not notice.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,11 @@ from lipzoo.recipe import Recipe
 from lipzoo.train import State
 from lipzoo.weight import map_weights, weights
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file that it touches.
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every file; what it raises reaches us anyway.
 _policies = ocp.checkpoint_managers
 Arrays = dict[str, Any]
+SPARE_BYTES = 1 << 19
+"""Room for what a checkpoint holds beside the arrays."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,9 +73,25 @@ class Checkpoints:
             rest=ocp.args.StandardSave(rest),
             data=CheckpointSave(data),
             recipe=ocp.args.JsonSave({"lipzoo": lipzoo.__version__, "recipe": recipe.to_json()}),
-            digests=ocp.args.JsonSave({"model": digest(model), "rest": digest(rest)}),
+            digests=ocp.args.JsonSave(
+                {"model": digest(model), "rest": digest(rest), "recipe": _json_digest(recipe.to_json())}
+            ),
         )
-        self._manager.save(int(state.step), args=items, metrics=dict(metrics) or None, force=True)
+        step = int(state.step)
+        self._check_space(sum(array.nbytes for array in (*model.values(), *rest.values())))
+        with self._writing():
+            if step in self._manager.all_steps():  # A damaged one, which a resumed run has come past.
+                self._manager.delete(step)
+            self._manager.save(step, args=items, metrics=dict(metrics) or None, force=True)
+
+    def _check_space(self, size: int) -> None:
+        """Refuses to begin what cannot be finished: the writing itself goes on beside the training."""
+        free = shutil.disk_usage(self._manager.directory).free
+        if free < size + SPARE_BYTES:
+            raise UserError(
+                f"the disk is full: a checkpoint needs {size + SPARE_BYTES:,} bytes, {self._manager.directory} has "
+                f"{free:,} left; free some space and go on with --resume {Path(self._manager.directory).parent}"
+            )
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, newest first."""
@@ -90,8 +111,21 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the storage layers raise when they cannot write is of many types; to the user it is one mishap."""
+        try:
+            yield
+        except Exception as error:
+            reason = "the disk is full" if "No space left" in str(error) else _first_line(error)
+            raise UserError(
+                f"could not write a checkpoint to {self._manager.directory} ({reason}): earlier checkpoints are whole; "
+                f"free some space and go on with --resume {Path(self._manager.directory).parent}"
+            ) from error
 
 
 def weight_arrays(model: AbstractModule) -> Arrays:
@@ -124,6 +158,10 @@ def digest(arrays: Arrays) -> str:
         sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
+
+
+def _json_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_arrays(directory: Path, item: str, like: Arrays) -> Arrays:
@@ -171,20 +209,22 @@ def find_steps(directory: Path) -> list[Path]:
     if (directory / "recipe").is_dir():
         return [directory]
     folder = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
-    found = [path for path in folder.iterdir() if path.name.isdigit()]
-    if not found:
-        raise UserError(f"{directory} holds no finished checkpoint: has the run reached --save-interval?")
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
+    return sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda path: int(path.name), reverse=True)
 
 
 def read_recipe(step: Path) -> Recipe:
     """The recipe that a checkpoint was trained by. Raises Damaged if it cannot be read."""
     try:
-        return Recipe.from_json(read_json(step, "recipe")["recipe"])
+        stored = read_json(step, "recipe")["recipe"]
+        expected = read_json(step, "digests")["recipe"]
+        recipe = Recipe.from_json(stored)
     except UserError as error:
         raise Damaged(str(error)) from error
     except Exception as error:  # Whatever a broken file makes the reader raise.
         raise Damaged(f"its recipe cannot be read ({_first_line(error)})") from error
+    if _json_digest(stored) != expected:
+        raise Damaged("its recipe does not have the sha256 that was noted when it was saved")
+    return recipe
 
 
 def load(directory: str | Path, device: Sharding | None = None) -> Loaded:
@@ -198,7 +238,10 @@ def load(directory: str | Path, device: Sharding | None = None) -> Loaded:
     **Raises:** UserError if there is no checkpoint or it is damaged. A tool must not silently speak of other weights
     than those asked for, so there is no falling back here; the message names the steps that are left.
     """
-    step, *others = find_steps(Path(directory))
+    steps = find_steps(Path(directory))
+    if not steps:
+        raise UserError(f"{directory} holds no finished checkpoint: has the run reached --save-interval?")
+    step, *others = steps
     device = device or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
         recipe = read_recipe(step)

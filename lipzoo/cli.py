@@ -1,6 +1,7 @@
 """The command-line entry that every recipe calls."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -71,10 +72,15 @@ def parse(default: Recipe, argv: Sequence[str]) -> CommandLine:
 
 
 def stored_recipe(run: Path) -> Recipe:
-    """The recipe of a run that is to be resumed."""
+    """The recipe of a run that is to be resumed: its newest checkpoint's, or what it was started with."""
     from lipzoo.checkpoint import Damaged, find_steps, read_recipe
 
-    for step in find_steps(run):
+    if not (run / "recipe.json").is_file():
+        raise UserError(f"{run} holds no recipe.json: give --resume the directory of a run")
+    steps = find_steps(run)
+    if not steps:
+        return Recipe.from_json(json.loads((run / "recipe.json").read_text()))
+    for step in steps:
         try:
             return read_recipe(step)
         except Damaged as error:

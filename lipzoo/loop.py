@@ -19,6 +19,7 @@ from lipzoo.certify import certify
 from lipzoo.checkpoint import Checkpoints, Damaged
 from lipzoo.data import Images, batches
 from lipzoo.errors import UserError
+from lipzoo.files import write_text
 from lipzoo.plots import plot_run
 from lipzoo.recipe import Recipe
 from lipzoo.report import Diverged, Reporter
@@ -40,6 +41,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
         batch_size=recipe.data.batch_size,
         count=recipe.training.steps,
         seed=recipe.training.seed,
+        mirror=images.width if recipe.data.random_flip else None,
     )
     _create(run, recipe)
     checkpoints = Checkpoints(run, recipe.training.keep)
@@ -87,6 +89,7 @@ class _Loop:
                 last = step == training.steps
                 if received:
                     report.flush()
+                    self._check_finite(state, step)
                     self._save(state, {})
                     return step, received[0]
                 if last or step % training.log_interval == 0:
@@ -123,14 +126,18 @@ class _Loop:
 def _create(run: Path, recipe: Recipe) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=2) + "\n")
+        write_text(run / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {run} ({error.strerror}): choose another --run-dir") from error
 
 
 def _restore(checkpoints: Checkpoints, state: State, data: grain.DatasetIterator, console: Console) -> State:
-    """The newest state that can be read; damaged ones are named."""
-    for step in checkpoints.steps():
+    """The newest state that can be read, or `state` if the run was killed before its first checkpoint."""
+    steps = checkpoints.steps()
+    if not steps:
+        console.print("no checkpoint was saved yet: starting from the first step")
+        return state
+    for step in steps:
         try:
             return checkpoints.restore(step, state, data)
         except Damaged as error:
@@ -156,7 +163,7 @@ def _signals() -> Iterator[list[int]]:
 
 def _finish(recipe: Recipe, run: Path, console: Console) -> int:
     """Certifies what was stored, and draws the curves."""
-    certificate, path = certify(run)
+    certificate, _, path = certify(run)
     console.print(certificate)
     model = recipe.abstract_model()
     caps = {weight.name: weight.cap for weight in weights(model)}

@@ -19,7 +19,6 @@ def plot_run(run: Path, caps: Mapping[str, float], title: str) -> Path:
     figure.suptitle(title)
     loss, accuracy, norms = figure.subplots(1, 3)
     _curves(loss, "loss", train, validation)
-    loss.set_yscale("log")
     _curves(accuracy, "accuracy", train, validation)
     _norms(norms, train, caps)
     for axes in (loss, accuracy, norms):

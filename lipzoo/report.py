@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lipzoo.errors import UserError
+from lipzoo.files import write_text
 from lipzoo.recipe import Recipe
 
 Record = dict[str, Any]
@@ -130,9 +131,7 @@ def read_metrics(path: Path) -> list[Record]:
 def _truncate(path: Path, start: int) -> None:
     """Drops the records after `start`, which a resumed run writes again."""
     kept = [record for record in read_metrics(path) if record["step"] <= start]
-    part = path.with_name(f"{path.name}.part")
-    part.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    part.replace(path)
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _optional_sinks(run: Path, recipe: Recipe) -> list[Sink]:

@@ -25,6 +25,8 @@ class DataConfig:
     """Where images come from: digits is embedded, cifar10 is downloaded into the cache."""
     batch_size: int = 512
     """Images a step, over all devices."""
+    random_flip: bool = False
+    """Mirror a random half of each training batch left to right."""
     randomize_labels: float = 0.0
     """Fraction of the training labels that is replaced by random ones."""
 

@@ -1,6 +1,7 @@
 """CIFAR-10 (Krizhevsky 2009) in its binary version: 60,000 colour images of 32×32 pixels in ten classes."""
 
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +24,16 @@ def load_cifar10() -> Images:
     folder = cache_dir() / FOLDER
     if not folder.is_dir():
         fetch(folder)
-    return Images(_read(folder, TRAIN_FILES), _read(folder, TEST_FILES), white=255, classes=10)
+    return Images(_read(folder, TRAIN_FILES), _read(folder, TEST_FILES), white=255, classes=10, width=32)
 
 
 def fetch(folder: Path) -> None:
-    """Downloads and verifies the archive, and unpacks the six files that are needed, by name."""
+    """Downloads and verifies the archive, and unpacks the six files that are needed, by name; all of them or none."""
     archive = download(URL, folder.with_name("cifar-10-binary.tar.gz"), SHA256)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive) as tar:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as part, tarfile.open(archive) as tar:
         for name in (*TRAIN_FILES, *TEST_FILES):
-            member = tar.extractfile(f"{FOLDER}/{name}")
-            if member is None:
-                raise UserError(f"{archive} lacks {FOLDER}/{name}: delete it and run again")
-            part = folder / f"{name}.part"
-            part.write_bytes(member.read())
-            part.replace(folder / name)
+            tar.extract(f"{FOLDER}/{name}", part, filter="data")
+        Path(part, FOLDER).replace(folder)
     archive.unlink()
 
 
