@@ -79,13 +79,20 @@ def stored_recipe(run: Path) -> Recipe:
         raise UserError(f"{run} holds no recipe.json: give --resume the directory of a run")
     steps = find_steps(run)
     if not steps:
-        return Recipe.from_json(json.loads((run / "recipe.json").read_text()))
+        return _first_recipe(run / "recipe.json")
     for step in steps:
         try:
             return read_recipe(step)
         except Damaged as error:
             print(f"warning: the checkpoint {step} is damaged: {error}", file=sys.stderr)
     raise UserError(f"no checkpoint of {run} can be read: start a new run")
+
+
+def _first_recipe(path: Path) -> Recipe:
+    try:
+        return Recipe.from_json(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON and there is no checkpoint: start a new run") from error
 
 
 def _check_unchanged(stored: Recipe, given: Recipe) -> None:

@@ -43,7 +43,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
         seed=recipe.training.seed,
         mirror=images.width if recipe.data.random_flip else None,
     )
-    _create(run, recipe)
+    _create(run, recipe, resume=resume)
     checkpoints = Checkpoints(run, recipe.training.keep)
     state = init_state(recipe, mesh)
     if resume:
@@ -123,7 +123,9 @@ class _Loop:
         self.checkpoints.save(state, self.data, self.recipe, values)
 
 
-def _create(run: Path, recipe: Recipe) -> None:
+def _create(run: Path, recipe: Recipe, *, resume: bool) -> None:
+    if (run / "recipe.json").exists() and not resume:
+        raise UserError(f"{run} already holds a run: choose another --run-dir, or go on with --resume {run}")
     try:
         run.mkdir(parents=True, exist_ok=True)
         write_text(run / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")

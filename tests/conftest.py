@@ -6,6 +6,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import itertools
+import shutil
 from pathlib import Path
 
 import jax
@@ -14,6 +15,17 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+SMALL_RUN = {
+    "width": 16,
+    "batch_size": 64,
+    "steps": 60,
+    "save_interval": 20,
+    "val_interval": 20,
+    "log_interval": 10,
+    "sigma_max": 2.0,
+}
 
 
 @pytest.fixture
@@ -27,6 +39,23 @@ def svd_norm(matrix):
     """The RMS→RMS norm by NumPy alone: the oracle for everything that claims to bound it."""
     matrix = np.asarray(matrix).astype(np.float64)
     return np.linalg.svd(matrix, compute_uv=False)[..., 0] * np.sqrt(matrix.shape[-1] / matrix.shape[-2])
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """A finished run on digits: read it, and copy it before changing anything."""
+    from lipzoo.loop import train
+    from tests.test_recipe import make
+
+    run = tmp_path_factory.mktemp("runs") / "digits"
+    assert train(make(**SMALL_RUN), run, resume=False) == 0
+    return run
+
+
+@pytest.fixture
+def run_copy(digits_run, tmp_path):
+    """The finished run, to be damaged at will."""
+    return shutil.copytree(digits_run, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

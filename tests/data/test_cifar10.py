@@ -78,7 +78,7 @@ def test_damaged_files_are_named_with_the_remedy(cache, damage, message):
 
 def test_a_wrong_checksum_leaves_nothing_behind(cache, monkeypatch):
     monkeypatch.setattr(cifar10, "SHA256", "0" * 64)
-    with pytest.raises(UserError, match="has sha256 [0-9a-f]{64} instead of 0{64}"):
+    with pytest.raises(UserError, match=r"has sha256 [0-9a-f]{64} instead of 0{64}"):
         cifar10.load_cifar10()
     assert list(cache.iterdir()) == []
 

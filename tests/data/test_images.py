@@ -1,4 +1,4 @@
-"""The stream of batches: epochs are permutations, nothing depends on where one starts, labels are randomized as asked."""
+"""The stream of batches: epochs are permutations, a stream goes on where it was, labels are random as asked."""
 
 import numpy as np
 import pytest

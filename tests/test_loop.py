@@ -1,0 +1,193 @@
+"""Whole runs: the files they leave, and that no way of ending one loses anything."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import lipzoo
+from lipzoo.certificate import Certificate
+from lipzoo.checkpoint import Checkpoints
+from lipzoo.data import batches
+from lipzoo.data.digits import load_digits
+from lipzoo.errors import UserError
+from lipzoo.loop import train
+from lipzoo.report import read_metrics
+from lipzoo.sharding import make_mesh
+from lipzoo.train import init_state
+from lipzoo.weight import weights
+from tests.conftest import SMALL_RUN
+from tests.test_recipe import make
+
+FLAGS = ["--steps", "3000", "--save-interval", "500", "--width", "16", "--sigma-max", "2"]
+
+
+def start(*arguments):
+    """A run in a process of its own, as a user starts it."""
+    command = [sys.executable, "-m", "recipes.digits_mlp", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=200)
+    return process.returncode, out, err
+
+
+def sha256(run):
+    return json.loads((run / "certificate.json").read_text())["weights_sha256"]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The weights of a run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    status, _, err = finish(start(*FLAGS, "--run-dir", run))
+    assert (status, err) == (0, "")
+    return sha256(run)
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+ENDINGS = [
+    (signal.SIGKILL, "recipe.json", -9),
+    (signal.SIGKILL, "checkpoints/500.orbax-checkpoint-tmp", -9),
+    (signal.SIGKILL, "checkpoints/1500", -9),
+    (signal.SIGTERM, "checkpoints/1000", 143),
+    (signal.SIGINT, "checkpoints/500", 130),
+]
+
+
+@pytest.mark.parametrize(("number", "moment", "status"), ENDINGS, ids=[f"{e[0].name} at {e[1]}" for e in ENDINGS])
+def test_a_run_that_was_ended_resumes_bit_for_bit(number, moment, status, reference, tmp_path):
+    run = tmp_path / "run"
+    process = start(*FLAGS, "--run-dir", run)
+    wait_for((run / moment).exists, process)
+    process.send_signal(number)
+    got, out, _ = finish(process)
+    assert got == status
+    if number != signal.SIGKILL:
+        assert f"go on with --resume {run}" in out.replace("\n", "")
+    got, _, err = finish(start("--resume", run))
+    assert (got, err) == (0, "")
+    assert sha256(run) == reference
+    steps = [record["step"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
+    assert steps == list(range(20, 3001, 20))
+
+
+def test_a_run_leaves_the_files_that_the_next_tool_reads(digits_run):
+    assert (digits_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((digits_run / "recipe.json").read_text())["training"]["steps"] == 60
+    records = read_metrics(digits_run / "metrics.jsonl")
+    assert [r["step"] for r in records if "loss" in r] == [10, 20, 30, 40, 50, 60]
+    assert [r["step"] for r in records if "val_loss" in r] == [20, 40, 60]
+    assert set(records[0]) == {"step", "loss", "accuracy", "lr", "images_per_second", "norms"}
+    assert set(records[0]["norms"]) == {"layers.0", "layers.1", "head"}
+    assert records[-1]["val_accuracy"] > 0.5
+    assert sorted(int(p.name) for p in (digits_run / "checkpoints").iterdir()) == [40, 60]
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
+    """Labels are random: validation only gets worse."""
+    recipe = make(**{**SMALL_RUN, "randomize_labels": 1.0, "lr": 1.0, "keep": 1, "seed": 3})
+    assert train(recipe, tmp_path / "run", resume=False) == 0
+    losses = {r["step"]: r["val_loss"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val_loss" in r}
+    kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == sorted({min(losses, key=losses.__getitem__), 60})
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(run_copy, digits_run, capsys):
+    shutil.rmtree(run_copy / "checkpoints" / "60" / "rest")
+    assert train(make(**SMALL_RUN), run_copy, resume=True) == 0
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert "the checkpoint of step 60 is damaged: its rest cannot be read" in out
+    assert sha256(run_copy) == sha256(digits_run)
+
+
+def test_no_readable_checkpoint_is_a_users_mistake(run_copy):
+    for step in (40, 60):
+        shutil.rmtree(run_copy / "checkpoints" / str(step) / "rest")
+    with pytest.raises(UserError, match="no checkpoint of this run can be read"):
+        train(make(**SMALL_RUN), run_copy, resume=True)
+
+
+@pytest.mark.parametrize("mesh", [8, 2])
+def test_a_checkpoint_restores_onto_another_number_of_devices(run_copy, digits_run, mesh):
+    recipe = make(**{**SMALL_RUN, "mesh": mesh})
+    shutil.rmtree(run_copy / "checkpoints" / "60")
+    assert train(recipe, run_copy, resume=True) == 0
+    for ours, theirs in zip(weights(lipzoo.load(run_copy).model), weights(lipzoo.load(digits_run).model), strict=True):
+        np.testing.assert_allclose(ours.array, theirs.array, atol=1e-4)
+
+
+def test_everything_of_the_state_is_restored(run_copy):
+    recipe = make(**SMALL_RUN)
+    state = init_state(recipe, make_mesh(1))
+    data = batches(load_digits().train, batch_size=64, count=60, seed=0)
+    checkpoints = Checkpoints(run_copy, 2)
+    restored = checkpoints.restore(40, state, data)
+    checkpoints.close()
+    assert int(restored.step) == 40
+    assert data.get_state()["next_index"] == 40
+    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
+        assert (before.dtype, before.shape, before.sharding) == (after.dtype, after.shape, after.sharding)
+    momentum = jax.tree.leaves(restored.opt_state)
+    assert all((np.abs(leaf) > 0).any() for leaf in momentum)
+
+
+def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    run = tmp_path / "run"
+    options = {"optimizer": "adamw", "constraint": "none", "lr": 1e20, "schedule": "constant", "save_interval": 1}
+    assert train(make(**{**SMALL_RUN, **options}), run, resume=False) == 1
+    err = capsys.readouterr().err
+    bad = int(re.search(r"became NaN or infinite at step (\d+) \(learning rate 1e\+20\)", err)[1])
+    assert f"the last good checkpoint is step {bad - 1} in {run}" in err
+    assert lipzoo.load(run).step == bad - 1
+    assert Certificate.of(lipzoo.load(run).model)
+
+
+def test_a_run_does_not_write_over_another(digits_run):
+    with pytest.raises(UserError, match="already holds a run"):
+        train(make(**SMALL_RUN), digits_run, resume=False)
+
+
+def test_an_unwritable_directory_is_a_users_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to .*choose another --run-dir"):
+        train(make(**SMALL_RUN), tmp_path / "file" / "run", resume=False)
+
+
+def test_a_disk_that_is_full_ends_in_one_sentence_and_keeps_earlier_checkpoints(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    answers = iter([usage, usage._replace(free=1000)])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: next(answers))
+    with pytest.raises(UserError, match=r"the disk is full: a checkpoint needs .* go on with --resume"):
+        train(make(**SMALL_RUN), tmp_path / "run", resume=False)
+    assert lipzoo.load(tmp_path / "run").step == 20
+
+
+def test_a_write_that_fails_half_way_ends_in_one_sentence(tmp_path):
+    """A limit on the size of files, below the optimizer's: the storage layer's own errors."""
+    limited = "trap '' XFSZ; ulimit -f 100; exec \"$@\""
+    command = ["bash", "-c", limited, "-", sys.executable, "-m", "recipes.digits_mlp", "--steps", "100"]
+    done = subprocess.run([*command, "--run-dir", str(tmp_path / "run")], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "error: could not write a checkpoint to" in done.stderr
+
+
+def test_cifar10_runs_from_the_command_line(cifar_dir, tmp_path):
+    command = [sys.executable, "-m", "recipes.cifar_mlp", "--steps", "60", "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    validation = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert validation["val_accuracy"] > 0.3
