@@ -41,7 +41,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
         batch_size=recipe.data.batch_size,
         count=recipe.training.steps,
         seed=recipe.training.seed,
-        mirror=images.width if recipe.data.random_flip else None,
+        augment=recipe.data.augment(images),
     )
     _create(run, recipe, resume=resume)
     checkpoints = Checkpoints(run, recipe.training.keep)

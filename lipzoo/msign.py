@@ -16,7 +16,7 @@ from lipzoo.norms import identity_like
 
 Row = tuple[float, float, float]
 Polynomial = tuple[Row, ...]
-PolynomialName = Literal["six-row", "dion", "classic", "polar-express"]
+PolynomialName = Literal["six-row", "dion", "classic", "polar-express", "polar-express-4"]
 
 SIX_ROW: Polynomial = tuple(
     (a / 1024, b / 1024, c / 1024)
@@ -98,6 +98,7 @@ POLYNOMIALS: dict[PolynomialName, Polynomial] = {
     "dion": DION,
     "classic": CLASSIC,
     "polar-express": polar_express(5),
+    "polar-express-4": polar_express(4, 1e-2),
 }
 
 

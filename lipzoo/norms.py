@@ -88,18 +88,20 @@ def estimate_top_singular(
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch m"], Float[Array, "*batch n"]]:
     """An *estimate* (σ, u, v) of the top singular triple; σ ≤ σ₁, so it must never enter a certificate.
 
-    2^`squarings` steps of power iteration from a random vector, done as repeated squaring of the normalized Gram
-    matrix; the pair is finished with u = Wv/‖Wv‖.
+    2^`squarings` steps of power iteration from a random vector, done as repeated squaring of the smaller Gram matrix;
+    the vector of the other side follows by one product with the matrix.
     """
+    if matrix.shape[-2] > matrix.shape[-1]:
+        sigma, v, u = estimate_top_singular(matrix.mT, key, squarings)
+        return sigma, u, v
     tiny = jnp.finfo(matrix.dtype).tiny
-    power = jnp.matmul(matrix.mT, matrix, precision="highest")
+    power = small_gram(matrix)
     for squaring in range(squarings + 1):
         if squaring:
             power = jnp.matmul(power, power, precision="highest")
         power = power / jnp.maximum(jnp.linalg.norm(power, axis=(-2, -1), keepdims=True), tiny)
-    start = jax.random.normal(key, (*matrix.shape[:-2], matrix.shape[-1]), matrix.dtype)
-    v = jnp.einsum("...ij,...j->...i", power, start)
-    v = v / jnp.maximum(jnp.linalg.norm(v, axis=-1, keepdims=True), tiny)
-    image = jnp.einsum("...ij,...j->...i", matrix, v)
+    u = jnp.einsum("...ij,...j->...i", power, jax.random.normal(key, matrix.shape[:-1], matrix.dtype))
+    u = u / jnp.maximum(jnp.linalg.norm(u, axis=-1, keepdims=True), tiny)
+    image = jnp.einsum("...ij,...i->...j", matrix, u)
     sigma = jnp.linalg.norm(image, axis=-1)
-    return sigma, image / jnp.maximum(sigma, tiny)[..., None], v
+    return sigma, u, image / jnp.maximum(sigma, tiny)[..., None]

@@ -40,10 +40,10 @@ class Reporter:
         self._clock = time.perf_counter()
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=8),  # The whole line fits 80 columns.
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[status]}"),
             console=console,
         )
@@ -98,8 +98,8 @@ class Reporter:
         for sink in self._sinks:
             sink(record)
         if "norms" in record:
-            status = f"loss {record['loss']:.3f}  accuracy {record['accuracy']:.1%}  {_largest(self._recipe, record)}"
-            rate = f"{record['images_per_second']:,.0f} images/s"
+            status = f"loss {record['loss']:.3f} acc {record['accuracy']:.1%} {_largest(self._recipe, record)}"
+            rate = f"{record['images_per_second']:,.0f}/s"
             self._progress.update(self._task, rate=rate, status=status)
 
     def _write(self, record: Record) -> None:

@@ -10,9 +10,11 @@ def make_mesh(devices: int) -> Mesh:
     """A mesh of the first `devices` devices along the axis `data`."""
     available = jax.devices()
     if devices > len(available):
+        platform = available[0].platform
+        fake = f", or set XLA_FLAGS=--xla_force_host_platform_device_count={devices}" if platform == "cpu" else ""
         raise UserError(
-            f"--mesh {devices} needs {devices} devices, but this machine has {len(available)} "
-            f"({available[0].platform}): lower --mesh"
+            f"--mesh {devices} needs {devices} devices, but this machine has {len(available)} ({platform}): "
+            f"lower --mesh{fake}"
         )
     # Auto axes: jax's default, Explicit, makes every array's sharding part of its type.
     return jax.make_mesh((devices,), ("data",), (AxisType.Auto,), devices=available[:devices])

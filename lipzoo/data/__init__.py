@@ -6,6 +6,7 @@ from typing import Literal
 
 from lipzoo.data.cifar10 import load_cifar10
 from lipzoo.data.digits import load_digits
+from lipzoo.data.images import Augment as Augment
 from lipzoo.data.images import Images as Images
 from lipzoo.data.images import Split as Split
 from lipzoo.data.images import batches as batches
@@ -27,6 +28,8 @@ class DataConfig:
     """Images a step, over all devices."""
     random_flip: bool = False
     """Mirror a random half of each training batch left to right."""
+    random_shift: int = 0
+    """Move each training image by up to so many pixels in each direction."""
     randomize_labels: float = 0.0
     """Fraction of the training labels that is replaced by random ones."""
 
@@ -34,9 +37,17 @@ class DataConfig:
         """Why there are no such data, or None."""
         if self.batch_size < 1:
             return f"--batch-size must be at least 1, got {self.batch_size}"
+        if not 0 <= self.random_shift < 8:
+            return f"--random-shift must lie between 0 and 7, got {self.random_shift}"
         if not 0 <= self.randomize_labels <= 1:
             return f"--randomize-labels must lie between 0 and 1, got {self.randomize_labels}"
         return None
+
+    def augment(self, images: Images) -> Augment | None:
+        """The random changes asked for, if any."""
+        if not (self.random_flip or self.random_shift):
+            return None
+        return Augment(images.shape, self.random_flip, self.random_shift)
 
     def load(self, seed: int) -> Images:
         """The images, with labels randomized if asked for."""

@@ -24,7 +24,7 @@ def load_cifar10() -> Images:
     folder = cache_dir() / FOLDER
     if not folder.is_dir():
         fetch(folder)
-    return Images(_read(folder, TRAIN_FILES), _read(folder, TEST_FILES), white=255, classes=10, width=32)
+    return Images(_read(folder, TRAIN_FILES), _read(folder, TEST_FILES), white=255, classes=10, shape=(3, 32, 32))
 
 
 def fetch(folder: Path) -> None:

@@ -14,4 +14,6 @@ def load_digits() -> Images:
     data, target = load(return_X_y=True)
     image, label = np.asarray(data).astype(np.uint8), np.asarray(target).astype(np.int32)
     train, test = slice(None, -TEST_IMAGES), slice(-TEST_IMAGES, None)
-    return Images(Split(image[train], label[train]), Split(image[test], label[test]), white=16, classes=10, width=8)
+    return Images(
+        Split(image[train], label[train]), Split(image[test], label[test]), white=16, classes=10, shape=(1, 8, 8)
+    )

@@ -21,13 +21,42 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """A data set of images whose rows are `width` pixels long. Models see pixels divided by `white`: in [0, 1]."""
+    """A data set of images of `shape` (channels, height, width). Models see pixels divided by `white`: in [0, 1]."""
 
     train: Split
     test: Split
     white: int
     classes: int
-    width: int
+    shape: tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes of training images of `shape`: a random half is mirrored, and each is moved by up to `shift`
+    pixels. What moves in is the image's edge, repeated.
+    """
+
+    shape: tuple[int, int, int]
+    flip: bool = False
+    shift: int = 0
+
+    def windows(self, image: UInt8[np.ndarray, "n pixels"]) -> UInt8[np.ndarray, "n c shifts shifts h w"]:
+        """Every image in every place: a view of the images padded once, so that a batch is a single gather."""
+        margin = (self.shift, self.shift)
+        padded = np.pad(image.reshape(-1, *self.shape), ((0, 0), (0, 0), margin, margin), mode="edge")
+        return np.lib.stride_tricks.sliding_window_view(padded, self.shape[1:], axis=(2, 3))
+
+    def pick(
+        self, windows: UInt8[np.ndarray, "n c shifts shifts h w"], chosen: Int[np.ndarray, " batch"], seed: list[int]
+    ) -> UInt8[np.ndarray, "batch pixels"]:
+        """The chosen images, each in a random place, half of them mirrored."""
+        random = np.random.RandomState(seed)
+        down, right = random.randint(0, 2 * self.shift + 1, (2, len(chosen)))
+        image = windows[chosen, :, down, right]
+        if self.flip:
+            half = random.rand(len(chosen)) < 0.5
+            image[half] = image[half, ..., ::-1]
+        return image.reshape(len(chosen), -1)
 
 
 def randomize_labels(split: Split, fraction: float, classes: int, seed: int) -> Split:
@@ -42,19 +71,18 @@ def randomize_labels(split: Split, fraction: float, classes: int, seed: int) -> 
 class ShuffledBatches:
     """Batch i of an endless stream: every epoch is a new permutation, and batches run across epochs.
 
-    With `mirror`, the length of a row of pixels, a random half of the images is mirrored left to right.
-
     A random-access source of whole batches: grain's own shuffle and batch work record by record, 4 to 9 ms for 512
     CIFAR images where this gather takes 0.3 (`benchmarks/`). NumPy's RandomState has a frozen stream, so a batch is the
     same on every version and machine.
     """
 
-    def __init__(self, split: Split, batch_size: int, batches: int, seed: int, mirror: int | None = None):
+    def __init__(self, split: Split, batch_size: int, batches: int, seed: int, augment: Augment | None = None):
         self._split = split
         self._batch_size = batch_size
         self._batches = batches
         self._seed = seed
-        self._mirror = mirror
+        self._augment = augment
+        self._windows = augment.windows(split.image) if augment else None
         self._permutation = functools.lru_cache(maxsize=2)(self._draw)
 
     def __repr__(self) -> str:
@@ -67,11 +95,10 @@ class ShuffledBatches:
         position = index * self._batch_size + np.arange(self._batch_size)
         epoch, place = np.divmod(position, len(self._split.label))
         chosen = np.concatenate([self._permutation(e)[place[epoch == e]] for e in np.unique(epoch).tolist()])
-        image = self._split.image[chosen]
-        if self._mirror is not None:
-            half = np.random.RandomState([self._seed, index, 1]).rand(len(image)) < 0.5
-            rows = image[half].reshape(-1, self._mirror)
-            image[half] = rows[:, ::-1].reshape(-1, image.shape[1])
+        if self._augment is None or self._windows is None:
+            image = self._split.image[chosen]
+        else:
+            image = self._augment.pick(self._windows, chosen, [self._seed, index, 1])
         return {"image": image, "label": self._split.label[chosen]}
 
     def _draw(self, epoch: int) -> np.ndarray:
@@ -79,9 +106,9 @@ class ShuffledBatches:
 
 
 def batches(
-    split: Split, *, batch_size: int, count: int, seed: int, mirror: int | None = None
+    split: Split, *, batch_size: int, count: int, seed: int, augment: Augment | None = None
 ) -> grain.DatasetIterator:
     """The first `count` batches; the iterator's state is saved with a checkpoint and restored from it."""
-    source = ShuffledBatches(split, batch_size, count, seed, mirror)
+    source = ShuffledBatches(split, batch_size, count, seed, augment)
     options = grain.ReadOptions(num_threads=0)  # Everything is in memory: threads would only add latency.
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lipzoo.data import DataConfig, Split, batches, randomize_labels
+from lipzoo.data import Augment, DataConfig, Split, batches, randomize_labels
 from lipzoo.data.digits import load_digits
 
 
@@ -39,7 +39,7 @@ def test_the_stream_goes_on_from_a_saved_state():
 
 
 def test_mirroring_reverses_rows_of_about_half_of_the_images():
-    stream = batches(numbered(100), batch_size=100, count=20, seed=0, mirror=3)
+    stream = batches(numbered(100), batch_size=100, count=20, seed=0, augment=Augment((1, 2, 3), flip=True))
     mirrored = 0
     for batch in stream:
         plain = numbered(100).image[batch["label"]].reshape(-1, 2, 3)
@@ -48,6 +48,23 @@ def test_mirroring_reverses_rows_of_about_half_of_the_images():
         assert (same | reverse).all()
         mirrored += int((~same).sum())
     assert 800 < mirrored < 1200
+
+
+def test_shifted_images_are_windows_of_the_padded_image():
+    image = np.random.default_rng(0).integers(0, 256, (300, 2 * 5 * 4), np.uint8)
+    augment = Augment((2, 5, 4), shift=2)
+    shifted = augment.pick(augment.windows(image), np.arange(300), [0]).reshape(-1, 2, 5, 4)
+    seen = set()
+    for x, y in zip(image.reshape(-1, 2, 5, 4), shifted, strict=True):
+        places = [
+            (down, right)
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+            if (x[:, np.clip(np.arange(5) + down, 0, 4)][..., np.clip(np.arange(4) + right, 0, 3)] == y).all()
+        ]
+        assert len(places) == 1
+        seen.update(places)
+    assert len(seen) == 25
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
