@@ -13,7 +13,7 @@ RECIPE = Recipe(
     data=DataConfig(data="cifar10", batch_size=512, random_flip=True, random_shift=2),
     optimizer=OptimizerConfig(optimizer="muon", lr=0.1, polynomial="polar-express-4"),
     constraint=ConstraintConfig(constraint="soft-cap", sigma_max=1.7),
-    training=TrainingConfig(steps=2000, temperature=32),
+    training=TrainingConfig(steps=2000, temperature=32.0),
 )
 
 if __name__ == "__main__":
