@@ -12,6 +12,7 @@ scalars inside jit, where it is a differentiable bound up to float32 rounding.
 
 import math
 from collections.abc import Sequence
+from decimal import ROUND_CEILING, Decimal
 from types import ModuleType
 
 import equinox as eqx
@@ -20,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-Scalar = float | np.floating | np.ndarray | Float[jax.Array, ""]
-"""One real number: a Python or NumPy float64 on the host, a JAX scalar inside jit."""
+Scalar = float | np.floating | np.ndarray | Float[jax.Array, "..."]
+"""A real number, or one for each matrix of a batch: Python or NumPy float64 on the host, a JAX array inside jit."""
 
 
-def _namespace(*values: Scalar) -> ModuleType:
+def namespace(*values: Scalar) -> ModuleType:
+    """jax.numpy if one of the values is a JAX array, else numpy."""
     return jnp if any(isinstance(value, jax.Array) for value in values) else np
 
 
@@ -32,14 +34,14 @@ def _margin(value: Scalar) -> float:
     return 16 * float(jnp.finfo(value.dtype).eps) if isinstance(value, jax.Array) else 2.0**-49
 
 
-def round_up(value: Scalar) -> Scalar:
-    """A nonnegative number that is not below `value` computed exactly."""
+def round_up(value: Scalar, operations: int = 1) -> Scalar:
+    """A nonnegative number that is not below `value` computed exactly, by so many sums, products and roots."""
     with np.errstate(over="ignore"):
-        return value * (1 + _margin(value))
+        return value * (1 + operations * _margin(value))
 
 
 def _round_log_up(value: Scalar) -> Scalar:
-    xp = _namespace(value)
+    xp = namespace(value)
     size = xp.where(xp.isfinite(value), 1 + abs(value), 0.0)[()]
     return value + _margin(value) * size
 
@@ -47,7 +49,7 @@ def _round_log_up(value: Scalar) -> Scalar:
 def log(value: Scalar) -> Scalar:
     """Natural logarithm with log 0 = -∞, silently."""
     with np.errstate(divide="ignore"):
-        return _namespace(value).log(value)
+        return namespace(value).log(value)
 
 
 class Bound(eqx.Module):
@@ -73,7 +75,7 @@ class Bound(eqx.Module):
     def lipschitz(self) -> Scalar:
         """L itself, rounded up; infinite where float64 overflows."""
         with np.errstate(over="ignore"):
-            return round_up(_namespace(self.log_lipschitz).exp(self.log_lipschitz))
+            return round_up(namespace(self.log_lipschitz).exp(self.log_lipschitz))
 
     @property
     def log10_lipschitz(self) -> Scalar:
@@ -86,10 +88,11 @@ class Bound(eqx.Module):
         Zero times infinity is zero: a layer of norm 0 has a constant output, however large its input.
         """
         with np.errstate(over="ignore", invalid="ignore"):
-            xp = _namespace(norm, self.radius)
+            xp = namespace(norm, self.radius)
             zero = norm == 0
             radius = xp.where(zero, 0.0, norm * self.radius)[()]
-            log_lipschitz = xp.where(zero, -math.inf, self.log_lipschitz + log(norm))[()]
+            positive = xp.where(zero, 1.0, norm)  # log 0 would make the gradient NaN, though it is not chosen.
+            log_lipschitz = xp.where(zero, -math.inf, self.log_lipschitz + log(positive))[()]
         return Bound(round_up(radius), _round_log_up(log_lipschitz))
 
     def shift(self, norm: Scalar) -> "Bound":
@@ -98,7 +101,7 @@ class Bound(eqx.Module):
 
     def clip(self, radius: Scalar) -> "Bound":
         """The bound after a 1-Lipschitz map whose output never exceeds `radius`: (min(r, radius), L)."""
-        return Bound(_namespace(self.radius, radius).minimum(self.radius, radius), self.log_lipschitz)
+        return Bound(namespace(self.radius, radius).minimum(self.radius, radius), self.log_lipschitz)
 
 
 def weighted_sum(weights: Sequence[float], bounds: Sequence[Bound]) -> Bound:
@@ -109,7 +112,7 @@ def weighted_sum(weights: Sequence[float], bounds: Sequence[Bound]) -> Bound:
     parts = [bound.scale(weight) for weight, bound in zip(weights, bounds, strict=True)]
     total = parts[0]
     for part in parts[1:]:
-        xp = _namespace(total.log_lipschitz, part.log_lipschitz)
+        xp = namespace(total.log_lipschitz, part.log_lipschitz)
         total = Bound(
             round_up(total.radius + part.radius),
             _round_log_up(xp.logaddexp(total.log_lipschitz, part.log_lipschitz)),
@@ -118,8 +121,24 @@ def weighted_sum(weights: Sequence[float], bounds: Sequence[Bound]) -> Bound:
 
 
 def format_power(log10: Scalar) -> str:
-    """A positive number for a table, from its base-10 logarithm: plain up to a million, then as a power of ten."""
+    """A bound for a table, from its base-10 logarithm: plain from 1e-6 up to a million, else a power of ten.
+
+    The last digit is rounded up, so that what is printed is a bound too.
+    """
     log10 = float(log10)
-    if log10 == math.inf:
-        return "∞"
-    return f"{10**log10:.4g}" if log10 < 6 else f"10^{log10:.1f}"
+    if math.isnan(log10):
+        return "unknown"
+    if math.isinf(log10):
+        return "∞" if log10 > 0 else "0"
+    if -6 < log10 < 6:
+        return round_up_digits(10**log10 * (1 + 1e-14))
+    return f"10^{math.ceil(10 * log10) / 10:.1f}"
+
+
+def round_up_digits(value: float, digits: int = 5) -> str:
+    """A finite nonnegative number with so many significant digits, rounded up."""
+    if value == 0:
+        return "0"
+    exact = Decimal(value)
+    last = Decimal((0, (1,), exact.adjusted() + 1 - digits))
+    return f"{exact.quantize(last, ROUND_CEILING).normalize():f}"

@@ -5,17 +5,23 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from rich.console import Console, Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from lipzoo.bound import Bound, format_power
+from lipzoo.bound import Bound, format_power, round_up_digits
 from lipzoo.models import AbstractModule
-from lipzoo.weight import Weight, cap_norm, exact_norm, weights
+from lipzoo.weight import Weight, cap_norm, check_names, exact_norm
 
 STATEMENT = (
     "For all inputs x, x' with pixels in [0, 1]: ‖f(x) - f(x')‖ ≤ L‖x - x'‖ in RMS norms, f from pixels to logits, "
     "computed exactly with the stored weights. The rounding of the network's own forward pass is not covered."
+)
+TOKEN_STATEMENT = (
+    "For all sequences x, x' of tokens no larger in RMS norm than the largest row of the embedding: "
+    "max ‖f(x) - f(x')‖ ≤ L max ‖x - x'‖ over tokens, f from embedded tokens to logits, computed exactly with the "
+    "stored weights. The rounding of the network's own forward pass is not covered."
 )
 METHOD = "NumPy SVD in float64, inflated by 1 + 8·max(m, n)·2⁻⁵²; layer by layer, rounded up"
 
@@ -41,41 +47,39 @@ class Certificate:
     - `a_priori`: the bound from the caps alone, before training; true as long as every cap holds (`caps_hold`).
     - `certified`: the bound from the float64 norms of the weights.
     - `published`: the formula of Newhouse et al. 2025, for comparison; for MLPs it coincides with the certified bound.
-    - `l2_factor`: times L gives the ℓ₂ → ℓ₂ constant, √(outputs/inputs).
+    - `l2_factor`: times L gives the ℓ₂ → ℓ₂ constant, √(outputs/inputs); None for sequences of tokens.
+    - `statement`: what is proved.
     """
 
     rows: tuple[Row, ...]
     a_priori: Bound
     certified: Bound
     published: Bound
-    l2_factor: float
+    l2_factor: float | None
+    statement: str
 
     @staticmethod
     def of(model: AbstractModule, radius: float = 1.0) -> "Certificate":
         """The certificate of a model in memory, for inputs of RMS norm at most `radius` (1 for pixels in [0, 1]).
 
-        **Raises:** ValueError if a weight holds NaN or infinite entries.
+        **Raises:** ValueError if a weight holds NaN or infinite entries, if two weights share a name, if there are
+        none, or if the radius is not positive and finite.
         """
-        measured = {weight.name: _finite_norm(weight) for weight in weights(model)}
-        start = Bound(radius, 0.0)
+        if not check_names(model):
+            raise ValueError("a model without weights has no certificate")
+        if not 0 < radius < math.inf:
+            raise ValueError(f"the radius of the inputs must be positive and finite, got {radius}")
+        start, exact = Bound(radius, 0.0), _Exact()
+        certified = model.bound(start, exact)
 
-        def bound(norms: Mapping[str, float]) -> Bound:
-            return model.bound(start, lambda weight: norms[weight.name])
+        def share(name: str) -> float:
+            return _share(certified, model.bound(start, lambda w: exact(w) ** (w.name != name)))
 
-        certified = bound(measured)
-        matrices = weights(model)
-        rows = tuple(
-            Row(
-                w.name,
-                tuple(w.array.shape),
-                w.cap,
-                measured[w.name],
-                _share(certified, bound(measured | {w.name: 1.0})),
-            )
-            for w in matrices
-        )
-        l2_factor = math.sqrt(matrices[-1].array.shape[-2] / matrices[0].array.shape[-1])
-        return Certificate(rows, model.bound(start, cap_norm), certified, certified, l2_factor)
+        matrices = model.matrices()
+        rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in matrices)
+        l2_factor = None if model.tokens else math.sqrt(matrices[-1].array.shape[-2] / matrices[0].array.shape[-1])
+        statement = TOKEN_STATEMENT if model.tokens else STATEMENT
+        return Certificate(rows, model.bound(start, cap_norm), certified, certified, l2_factor, statement)
 
     @property
     def lipschitz(self) -> float:
@@ -94,16 +98,19 @@ class Certificate:
             "certified": _bound_json(self.certified),
             "a_priori": _bound_json(self.a_priori) | {"caps_hold": self.caps_hold},
             "published_formula": _bound_json(self.published),
-            "log10_l2_lipschitz": _finite({"": self.certified.log10_lipschitz + math.log10(self.l2_factor)})[""],
+            "log10_l2_lipschitz": None if self.l2_factor is None else _finite({"": self._log10_l2(self.certified)})[""],
             "method": METHOD,
-            "statement": STATEMENT,
+            "statement": self.statement,
         }
+
+    def _log10_l2(self, bound: Bound) -> float:
+        return float(bound.log10_lipschitz) + math.log10(1 if self.l2_factor is None else self.l2_factor)
 
     def __rich__(self) -> Group:
         layers = Table("layer", *(_right(name) for name in ("shape", "cap", "norm", "share of log L")), title="Weights")
         for row in self.rows:
             cap = "free" if math.isinf(row.cap) else f"{row.cap:g}"
-            norm = Text(f"{row.norm:.6g}", style="" if row.norm <= row.cap else "bold red")
+            norm = Text(round_up_digits(row.norm, 6), style="" if row.norm <= row.cap else "bold red")
             layers.add_row(row.name, "×".join(map(str, row.shape)), cap, norm, _percent(row.share))
         bounds = Table(
             "bound", *(_right(name) for name in ("L (RMS → RMS)", "L (ℓ₂ → ℓ₂)", "largest output")), title="Bounds"
@@ -116,8 +123,9 @@ class Certificate:
         ):
             log10 = float(bound.log10_lipschitz)
             radius = format_power(math.log10(bound.radius) if bound.radius > 0 else -math.inf)
-            bounds.add_row(name, format_power(log10), format_power(log10 + math.log10(self.l2_factor)), radius)
-        return Group(layers, bounds, Text(STATEMENT, style="dim"))
+            l2 = "-" if self.l2_factor is None else format_power(self._log10_l2(bound))
+            bounds.add_row(name, format_power(log10), l2, radius)
+        return Group(layers, bounds, Text(self.statement, style="dim"))
 
     def __str__(self) -> str:
         console = Console(width=100, no_color=True)
@@ -126,11 +134,20 @@ class Certificate:
         return capture.get()
 
 
-def _finite_norm(weight: Weight) -> float:
-    try:
-        return exact_norm(weight)
-    except ValueError as error:
-        raise ValueError(f"{weight.name}: {error}") from error
+class _Exact:
+    """`exact_norm`, each computed once: a bound may look at a weight as a whole and head by head."""
+
+    def __init__(self):
+        self._norms: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+
+    def __call__(self, weight: Weight) -> np.ndarray:
+        key = (weight.name, tuple(weight.array.shape))
+        if key not in self._norms:
+            try:
+                self._norms[key] = np.asarray(exact_norm(weight))
+            except ValueError as error:
+                raise ValueError(f"{weight.name}: {error}") from error
+        return self._norms[key]
 
 
 def _share(certified: Bound, without: Bound) -> float:

@@ -166,6 +166,8 @@ def _json_digest(value: Any) -> str:
 
 def read_arrays(directory: Path, item: str, like: Arrays) -> Arrays:
     """An item's arrays, with the shapes, types and devices of `like`. Raises Damaged if they are not what was saved."""
+    if not (directory / item).is_dir():
+        raise Damaged(f"its {item} is missing")
     abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in like.items()}
     try:
         with ocp.StandardCheckpointer() as checkpointer:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
+from lipzoo.bound import format_power
 from lipzoo.certify import certify
 from lipzoo.checkpoint import Checkpoints, Damaged
 from lipzoo.data import Images, batches
@@ -169,6 +170,7 @@ def _finish(recipe: Recipe, run: Path, console: Console) -> int:
     console.print(certificate)
     model = recipe.abstract_model()
     caps = {weight.name: weight.cap for weight in weights(model)}
-    picture = plot_run(run, caps, f"{recipe.name}: certified Lipschitz bound {certificate.lipschitz:.4g}")
+    bound = format_power(certificate.certified.log10_lipschitz)
+    picture = plot_run(run, caps, f"{recipe.name}: certified Lipschitz bound {bound}")
     console.print(f"wrote {path} and {picture}", highlight=False)
     return 0

@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -28,6 +27,9 @@ from lipzoo.models import AbstractModule, MLPConfig
 from lipzoo.optim import OptimizerConfig
 from lipzoo.weight import Weight, set_caps, weights
 
+CAPS = (1e-6, 1e6)
+"""Caps whose powers, up to the fourth, stay inside float32."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ConstraintConfig:
@@ -37,6 +39,8 @@ class ConstraintConfig:
     """Map of singular values applied after every step."""
     sigma_max: float = 3.0
     """Cap on every weight's RMS→RMS norm."""
+    embedding_cap: float = 1.0
+    """Cap on the RMS norm of every token's embedding."""
     constraint_overrides: tuple[str, ...] = ()
     """LAYER=CONSTRAINT pairs for single layers; LAYER may be a pattern, as in 'layers.*=svd-cap'."""
     sigma_max_overrides: tuple[str, ...] = ()
@@ -60,18 +64,19 @@ class ConstraintConfig:
     def of(self, weight: Weight) -> Constraint:
         """The constraint of one weight.
 
-        A bias has one singular value, its norm; stiefel and spectral-hammer would never let it be small. So whatever
-        caps holds biases by spectral-normalize, and what does not leaves them free.
+        A bias, and each row of an embedding, has one singular value, its norm; stiefel and spectral-hammer would never
+        let it be small. So whatever caps holds these by spectral-normalize, and what does not leaves them free.
         """
         constraint = self.make(_override(self.constraint_overrides, weight.name) or self.constraint)
-        if weight.role != "bias" or isinstance(constraint, WeightDecay):
+        if weight.role not in ("bias", "embedding") or isinstance(constraint, WeightDecay):
             return constraint
         return SpectralNormalize() if constraint.caps else Unconstrained()
 
     def sigma_max_of(self, weight: Weight) -> float:
         """The cap asked for."""
         override = _override(self.sigma_max_overrides, weight.name)
-        return self.sigma_max if override is None else _number(override, "--sigma-max-overrides")
+        default = self.embedding_cap if weight.role == "embedding" else self.sigma_max
+        return default if override is None else _number(override, "--sigma-max-overrides")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +113,8 @@ class TrainingConfig:
         for name in ("steps", "accum_steps", "mesh", "log_interval", "val_interval", "save_interval", "keep"):
             if getattr(self, name) < 1:
                 return f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
-        if not 0 < self.temperature < math.inf:
-            return f"--temperature must be positive and finite, got {self.temperature}"
+        if not 0 < self.temperature <= 1e6:
+            return f"--temperature must be positive and at most a million, got {self.temperature}"
         if not 0 <= self.seed < 2**32:
             return f"--seed must be between 0 and 2³² - 1, got {self.seed}"
         if batch_size % (self.accum_steps * self.mesh):
@@ -158,11 +163,15 @@ class Recipe:
     def from_json(value: object) -> "Recipe":
         """The recipe of `to_json`, every field checked. Raises UserError if something is missing or of a wrong type."""
         try:
-            return TypeAdapter(Recipe).validate_python(value)
+            recipe = TypeAdapter(Recipe).validate_python(value)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise UserError(f"the stored recipe is damaged: {place}: {first['msg']}") from error
+        if _fields(value) != _fields(recipe.to_json()):
+            names = sorted(_fields(value) ^ _fields(recipe.to_json()))
+            raise UserError(f"the stored recipe is damaged, or of another version of lipzoo: {', '.join(names[:3])}")
+        return recipe
 
     def abstract_model(self) -> Any:
         """The model's structure, without computing it."""
@@ -191,8 +200,9 @@ class Recipe:
         config, optimizer = self.constraint, self.optimizer
         constraint, cap = config.of(weight), config.sigma_max_of(weight)
         step = optimizer.lr * weight.share
-        if not 0 < cap < math.inf:
-            return f"the cap of {weight.name} must be positive and finite, got {cap:g}: change --sigma-max"
+        low, high = CAPS
+        if not low <= cap <= high:
+            return f"the cap of {weight.name} must lie between {low:g} and {high:g}, got {cap:g}: change --sigma-max"
         if optimizer.weight_decay * step >= 1:
             rates = f"--weight-decay {optimizer.weight_decay:g} with --lr {optimizer.lr:g}"
             return f"{rates} would flip the sign of {weight.name}: lower one"
@@ -204,6 +214,13 @@ class Recipe:
         if reason:
             return f"--lr {optimizer.lr:g} is too high for {weight.name}: {reason}; lower it or raise --sigma-max"
         return None
+
+
+def _fields(value: Any, prefix: str = "") -> set[str]:
+    """The names of all fields of nested JSON objects."""
+    if not isinstance(value, dict):
+        return {prefix}
+    return set().union(*(_fields(part, f"{prefix}.{name}" if prefix else name) for name, part in value.items()))
 
 
 def _override(pairs: Sequence[str], name: str) -> str | None:

@@ -161,23 +161,23 @@ def _pad(split: Split, start: int, size: int) -> dict[str, np.ndarray]:
 @jax.jit
 def layer_norms(model: AbstractModule) -> dict[str, Float[Array, ""]]:
     """Upper bounds of every weight's norm, on the device."""
-    return {weight.name: gram_norm(weight) for weight in weights(model)}
+    return {weight.name: gram_norm(weight).max() for weight in weights(model)}
 
 
 def seal(model: AbstractModule) -> AbstractModule:
     """`model` with every weight that exceeds its cap cut back to it exactly, by SVD in float64 on the host."""
 
     def cut(weight: Weight) -> Weight:
-        if exact_norm(weight) <= weight.cap:
+        if np.max(exact_norm(weight)) <= weight.cap:
             return weight
         matrix = np.asarray(weight.array).astype(np.float64)
         u, sigma, vt = np.linalg.svd(matrix, full_matrices=False)
-        limit = weight.cap / weight.rms_factor
-        while True:  # Rounding back to the stored precision may lift the norm by an ulp or two.
-            limit *= 1 - 1e-7
+        limit, shrink = weight.cap / weight.rms_factor, 1e-7
+        while True:  # Rounding back to the stored precision may lift the norm by some ulps.
+            limit, shrink = limit * (1 - shrink), 2 * shrink
             cut = ((u * np.minimum(sigma, limit)[..., None, :]) @ vt).astype(weight.array.dtype)
             sealed = weight.with_array(jax.device_put(cut, weight.array.sharding))
-            if exact_norm(sealed) <= weight.cap:
+            if np.max(exact_norm(sealed)) <= weight.cap:
                 return sealed
 
     return map_weights(cut, model)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from lipzoo import norms
 from lipzoo.bound import Scalar
 
-Role = Literal["hidden", "head", "bias"]
+Role = Literal["hidden", "head", "bias", "embedding"]
 Tree = TypeVar("Tree")
 
 
@@ -26,7 +26,7 @@ class Weight(eqx.Module):
 
     - `array`: float, shape (..., out, in). A bias is a matrix of one column: its RMS→RMS norm is its RMS norm.
     - `name`: unique in its model; the row of the certificate and the key of per-layer overrides.
-    - `role`: what the matrix does: `hidden`, `head` or `bias`.
+    - `role`: what the matrix does: `hidden`, `head`, `bias`, or `embedding` (each row a matrix of one column).
     - `cap`: the RMS→RMS norm that constraints hold it under; infinite if it is free.
     - `share`: the fraction of the learning rate that it gets (modular norm, Large et al. 2024, arXiv 2405.14813).
     """
@@ -48,22 +48,23 @@ class Weight(eqx.Module):
 
 
 Measure = Callable[[Weight], Scalar]
-"""How norms are measured: a weight's RMS→RMS norm, or an upper bound of it. One `bound` method serves every measure."""
+"""How norms are measured: the RMS→RMS norm of each matrix of a weight, or an upper bound of it, in the shape of the
+leading axes. One `bound` method serves every measure."""
 
 
-def cap_norm(weight: Weight) -> float:
+def cap_norm(weight: Weight) -> Scalar:
     """The cap: gives the a-priori bound, which holds as long as every cap does."""
-    return weight.cap
+    return np.full(np.shape(weight.array)[:-2], weight.cap)[()]
 
 
-def exact_norm(weight: Weight) -> float:
+def exact_norm(weight: Weight) -> Scalar:
     """The RMS→RMS norm in float64, rounded up: gives the certified bound (see `lipzoo.norms.rms_norm`)."""
-    return float(norms.rms_norm(np.asarray(weight.array)).max())
+    return norms.rms_norm(np.asarray(weight.array))[()]
 
 
-def gram_norm(weight: Weight) -> Float[Array, ""]:
+def gram_norm(weight: Weight) -> Float[Array, "*batch"]:
     """An upper bound of the norm by Gram iteration: for use inside jit, differentiable."""
-    return norms.gram_norm(weight.array).max() * weight.rms_factor
+    return norms.gram_norm(weight.array) * weight.rms_factor
 
 
 def is_weight(node: Any) -> bool:

@@ -11,7 +11,7 @@ from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
 RECIPE = Recipe(
     name="cifar_mlp",
     data=DataConfig(data="cifar10", batch_size=512, random_flip=True, random_shift=2),
-    optimizer=OptimizerConfig(optimizer="muon", lr=0.1, polynomial="polar-express-4"),
+    optimizer=OptimizerConfig(optimizer="muon", lr=0.1, polynomial="polar-express"),
     constraint=ConstraintConfig(constraint="soft-cap", sigma_max=1.7),
     training=TrainingConfig(steps=2000, temperature=32.0),
 )

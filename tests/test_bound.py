@@ -84,8 +84,26 @@ def test_runs_inside_jit_and_is_differentiable():
     assert value.dtype == jnp.float32
 
 
+def test_the_gradient_is_finite_where_a_weight_is_zero():
+    bound = lambda norm: Bound(jnp.ones(()), jnp.zeros(())).scale(norm).radius  # noqa: E731
+    assert jnp.isfinite(jax.grad(bound)(jnp.zeros(())))
+    log = lambda norm: jnp.exp(Bound(jnp.ones(()), jnp.zeros(())).scale(norm).log_lipschitz)  # noqa: E731
+    assert jnp.isfinite(jax.grad(log)(jnp.zeros(())))
+
+
 @pytest.mark.parametrize(
-    ("log10", "text"), [(math.log10(14.97), "14.97"), (5.0, "1e+05"), (110.04, "10^110.0"), (math.inf, "∞")]
+    ("log10", "text"),
+    [
+        (math.log10(14.97), "14.971"),
+        (math.log10(1.23440003), "1.2345"),
+        (4.99, "97724"),
+        (6.049, "10^6.1"),
+        (110.0, "10^110.0"),
+        (-400.0, "10^-400.0"),
+        (math.inf, "∞"),
+        (-math.inf, "0"),
+        (math.nan, "unknown"),
+    ],
 )
 def test_format_power(log10, text):
     assert format_power(np.float64(log10)) == text

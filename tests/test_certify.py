@@ -14,7 +14,7 @@ import lipzoo
 from lipzoo import certify
 from lipzoo.certificate import Certificate
 from lipzoo.cli import guarded
-from lipzoo.models import MLP
+from lipzoo.models import MLP, ReLU, Sequential
 from lipzoo.weight import map_weights, weights
 from tests.conftest import svd_norm
 
@@ -94,7 +94,7 @@ def rescale(step):
 
 DAMAGE = [
     (lambda step: overwrite(largest_file(step / "model")), "its model"),
-    (lambda step: shutil.rmtree(step / "model"), "its model cannot be read"),
+    (lambda step: shutil.rmtree(step / "model"), "its model is missing"),
     (lambda step: shutil.rmtree(step / "recipe"), "its recipe cannot be read"),
     (rescale, "its recipe does not have the sha256"),
     (lambda step: shutil.rmtree(step / "digests"), "its recipe cannot be read"),
@@ -137,6 +137,17 @@ def test_weights_that_have_no_norm_have_no_certificate(getkey):
     broken = map_weights(lambda w: w.with_array(w.array.at[0, 0].set(jnp.nan)), model)
     with pytest.raises(ValueError, match=r"layers\.0: the matrix holds NaN"):
         Certificate.of(broken)
+
+
+def test_what_has_no_certificate_is_refused(getkey):
+    twice = Sequential([MLP(8, 8, 8, key=getkey()), MLP(8, 8, 4, key=getkey())])
+    with pytest.raises(ValueError, match="unique names"):  # One norm would stand for both.
+        Certificate.of(twice)
+    with pytest.raises(ValueError, match="without weights"):
+        Certificate.of(Sequential([ReLU()]))
+    for radius in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="radius"):
+            Certificate.of(MLP(8, 8, 4, key=getkey()), radius)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -110,7 +110,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(run_copy, 
     shutil.rmtree(run_copy / "checkpoints" / "60" / "rest")
     assert train(make(**SMALL_RUN), run_copy, resume=True) == 0
     out = capsys.readouterr().out.replace("\n", " ")
-    assert "the checkpoint of step 60 is damaged: its rest cannot be read" in out
+    assert "the checkpoint of step 60 is damaged: its rest is missing" in out
     assert sha256(run_copy) == sha256(digits_run)
 
 

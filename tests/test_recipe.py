@@ -50,6 +50,11 @@ REFUSED = [
     ({"lr": 1000.0}, "--lr 1000 is too high for layers.0: soft-cap absorbs updates of norm up to"),
     ({"lr": 20.0, "constraint": "hard-cap-poly"}, "--lr 20 is too high for layers.0: hard-cap-poly diverges"),
     ({"constraint": "hard-cap-poly", "optimizer": "adamw"}, "use --optimizer muon"),
+    ({"sigma_max": 1e-21}, "--sigma-max"),
+    ({"polynomial": "polar-express", "msign_dtype": "bfloat16"}, "diverges in bfloat16"),
+    ({"embedding_cap": 0.0, "beta2": 0.99999999}, "--beta2"),
+    ({"embed_inflation": 0.5}, "--embed-inflation"),
+    ({"random_shift": 9}, "--random-shift"),
     ({"constraint": "weight-decay"}, "--weight-decay above 0"),
     ({"weight_decay": 50.0}, "would flip the sign of layers.0"),
     ({"weight_decay": math.nan}, "--weight-decay"),
@@ -58,7 +63,7 @@ REFUSED = [
     ({"constraint_overrides": ("head=softcap",)}, "'softcap'"),
     ({"constraint_overrides": ("head",)}, "LAYER="),
     ({"sigma_max_overrides": ("head=big",)}, "'big' is not a number"),
-    ({"sigma_max_overrides": ("head=-2",)}, "the cap of head must be positive"),
+    ({"sigma_max_overrides": ("head=-2",)}, "the cap of head must lie between"),
     ({"depth": 0}, "--depth"),
     ({"width": -3}, "--width"),
     ({"width": 5, "activation": "maxmin"}, "--activation maxmin"),
@@ -97,6 +102,15 @@ def test_json_is_checked_field_by_field():
     value["optimizer"]["lr"] = "fast"
     with pytest.raises(UserError, match=r"damaged: optimizer\.lr"):
         Recipe.from_json(value)
+    for damage in (
+        lambda v: v["model"].pop("residual"),
+        lambda v: v["model"].update(residuals=0.5),
+        lambda v: v.clear(),
+    ):
+        value = make().to_json()
+        damage(value)
+        with pytest.raises(UserError, match="damaged"):
+            Recipe.from_json(value)
 
 
 def test_overrides_choose_cap_and_constraint_by_pattern():

@@ -35,14 +35,14 @@ class HardCap(Constraint):
 
     Where σ²/β² is within ε·s of 1, with s = ‖I - A‖ and resolution ε = 1e-4, the computed sign lies anywhere in [-1,
     1], B between A and I, and the result between β and β√(1 + εs). Hence β = σ_max/(1 + εs) keeps it under the cap:
-    0.01% below the cap when the step's excess is small. Matrices above 50 caps are first divided down to that.
+    0.01% below the cap when the step's excess is small. Matrices above 25 caps are first divided down to that.
     """
 
     def __call__(
         self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
     ) -> Float[Array, "*batch out in"]:
         product = functools.partial(jnp.matmul, precision=precision(matrix))
-        matrix = normalize(matrix, cap=LARGEST_EXCESS * cap / 2)
+        matrix = normalize(matrix, cap=LARGEST_EXCESS / 2 * cap)
         gram = norms.small_gram(matrix / cap)
         excess = jnp.maximum(norms.gram_norm(gram), 1)[..., None, None]
         beta = 1 / (1 + SIGN_RESOLUTION * excess)

@@ -5,16 +5,23 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lipzoo.constraints.base import Constraint, Step
+from lipzoo.constraints.base import Constraint, Step, normalize
+
+LARGEST_EXCESS = 1000.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SvdCap(Constraint):
-    """σ ↦ min(σ, σ_max) by SVD in float32, at any learning rate: exact, slow, and the yardstick of the other caps."""
+    """σ ↦ min(σ, σ_max) by SVD in float32, at any learning rate: exact, slow, and the yardstick of the other caps.
+
+    The excess over the cap is subtracted, so that small singular values are not rounded; a matrix above 1000 caps is
+    first divided down to that, or the subtraction would cancel.
+    """
 
     def __call__(
         self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
     ) -> Float[Array, "*batch out in"]:
+        matrix = normalize(matrix, cap=LARGEST_EXCESS * cap)
         u, sigma, vt = jnp.linalg.svd(matrix, full_matrices=False)
         rounding = 32 * float(jnp.finfo(matrix.dtype).eps) * jnp.maximum(sigma[..., :1], cap)
         excess = jnp.maximum(sigma - (cap - rounding), 0)

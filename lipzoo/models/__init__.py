@@ -1,5 +1,7 @@
 """The zoo: modules that carry their own Lipschitz bound."""
 
+from lipzoo.models.attention import Attention as Attention
+from lipzoo.models.gpt import GPT as GPT
 from lipzoo.models.layers import GELU as GELU
 from lipzoo.models.layers import AbstractModule as AbstractModule
 from lipzoo.models.layers import ConvexResidual as ConvexResidual

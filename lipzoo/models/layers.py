@@ -8,27 +8,34 @@ that runs.
 import abc
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from lipzoo import norms
 from lipzoo.bound import Bound, format_power, weighted_sum
 from lipzoo.constraints.base import Constraint, Step
 from lipzoo.weight import Measure, Weight, cap_norm, map_weights, weights
 
 Module = TypeVar("Module", bound="AbstractModule")
 
-GELU_SLOPE = {"exact": 1.1289041451851477, "tanh": 1.1289930686587584}
+GELU_SLOPE = {"exact": 1.1289041451852, "tanh": 1.1289930686588}
 """sup GELU', rounded up: of x·Φ(x) at x = √2, and of the tanh form that JAX runs by default."""
 GELU_DIVISOR = 1.129
 """c above both slopes, so that GELU/c is 1-Lipschitz."""
 
 
 class AbstractModule(eqx.Module):
-    """A map of vectors (or of sequences of vectors) that knows its own sensitivity."""
+    """A map of vectors (or of sequences of vectors) that knows its own sensitivity.
+
+    `tokens` says that inputs are sequences of tokens, measured by their largest one.
+    """
+
+    tokens: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -44,9 +51,15 @@ class AbstractModule(eqx.Module):
         """
 
     def project(self: Module, constraint: Constraint, step: Step | None = None) -> Module:
-        """This module with every capped weight constrained, as after an optimizer step `step` (default: none)."""
-        step = Step() if step is None else step
+        """This module with every capped weight constrained, as after an optimizer step `step`.
+
+        By default the step is taken to be what brought each weight where it is, wherever that may be.
+        """
         return map_weights(lambda weight: project(weight, constraint, step), self)
+
+    def matrices(self) -> list[Weight]:
+        """The weights as rows of a certificate: one for each place in the network."""
+        return weights(self)
 
     def __repr__(self) -> str:
         rows = [_describe(weight) for weight in weights(self)]
@@ -56,17 +69,20 @@ class AbstractModule(eqx.Module):
 
 
 def _describe(weight: Weight) -> str:
-    shape = "×".join(str(size) for size in weight.array.shape)
+    shape = "×".join(str(size) for size in np.shape(weight.array))
     cap = "free" if math.isinf(weight.cap) else f"cap {weight.cap:g}"
     return f"  {weight.name:16} {shape:>12}  {cap:9}  share {weight.share:.4g}"
 
 
-def project(weight: Weight, constraint: Constraint, step: Step) -> Weight:
+def project(weight: Weight, constraint: Constraint, step: Step | None) -> Weight:
     """One weight constrained; a weight with an infinite cap is free of constraints that need one."""
     if constraint.caps and math.isinf(weight.cap):
         return weight
     factor = weight.rms_factor
-    return weight.with_array(constraint(weight.array * factor, cap=weight.cap, step=step) / factor)
+    matrix = weight.array * factor
+    if step is None:
+        step = Step(jnp.maximum(norms.gram_norm(matrix) - weight.cap, 0))
+    return weight.with_array(constraint(matrix, cap=weight.cap, step=step) / factor)
 
 
 class Linear(AbstractModule):

@@ -15,6 +15,9 @@ from lipzoo.optim.schedules import Factor, Schedule
 from lipzoo.optim.schedules import schedule as schedule
 from lipzoo.weight import map_weights
 
+LARGEST_BETA = 0.99999
+"""Beyond it 1 - β loses its digits in float32."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -36,6 +39,8 @@ class OptimizerConfig:
     """Orthogonalizing polynomial of muon."""
     msign_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of muon's orthogonalization."""
+    embed_inflation: float = 16.0
+    """Largest factor by which muon enlarges the momentum of a rare token's embedding."""
     schedule: Schedule = "linear"
     """Shape of the learning rate over the steps."""
     warmup_steps: int = 0
@@ -46,18 +51,22 @@ class OptimizerConfig:
         """The largest RMS→RMS norm of an update per unit of lr × share; infinite where it is not known beforehand."""
         if self.optimizer == "adamw":
             return math.inf
-        return update_sup(POLYNOMIALS[self.polynomial], jnp.dtype(self.msign_dtype))
+        return update_sup(POLYNOMIALS[self.polynomial])
 
     def refusal(self, steps: int) -> str | None:
         """Why there is no such optimizer, or None."""
         if not 0 < self.lr < math.inf:
             return f"--lr must be positive and finite, got {self.lr}"
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            return "--beta1 and --beta2 must lie in [0, 1)"
+        if not (0 <= self.beta1 <= LARGEST_BETA and 0 <= self.beta2 <= LARGEST_BETA):
+            return f"--beta1 and --beta2 must lie between 0 and {LARGEST_BETA}"
         if not 0 <= self.weight_decay < math.inf:
             return f"--weight-decay must be at least 0 and finite, got {self.weight_decay}"
+        if not 1 <= self.embed_inflation < math.inf:
+            return f"--embed-inflation must be at least 1 and finite, got {self.embed_inflation}"
         if not 0 <= self.warmup_steps < steps:
             return f"--warmup-steps must be at least 0 and below --steps {steps}, got {self.warmup_steps}"
+        if self.polynomial == "polar-express" and self.msign_dtype == "bfloat16":
+            return "--polynomial polar-express diverges in bfloat16: choose another, or --msign-dtype float32"
         if self.nesterov and self.optimizer != "muon":
             return "--nesterov is for --optimizer muon"
         return None
@@ -72,6 +81,7 @@ class OptimizerConfig:
             beta=self.beta1,
             nesterov=self.nesterov,
             dtype=jnp.dtype(self.msign_dtype),
+            embed_inflation=self.embed_inflation,
         )
         return optax.chain(muon, _scale_by_share(), *decay)
 

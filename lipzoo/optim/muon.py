@@ -7,6 +7,7 @@ update has unit RMS→RMS norm, and in the supremum that it states for its updat
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import optax
 from jaxtyping import DTypeLike
 
@@ -21,12 +22,15 @@ class MuonState(NamedTuple):
 
 
 def scale_by_muon(
-    rows: msign.Polynomial, *, beta: float, nesterov: bool, dtype: DTypeLike
+    rows: msign.Polynomial, *, beta: float, nesterov: bool, dtype: DTypeLike, embed_inflation: float
 ) -> optax.GradientTransformation:
     """Replaces each gradient G by √(out/in)·msign(M), M ← βM + (1-β)G.
 
     With Nesterov momentum, msign is taken of βM + (1-β)G with the new M. The result solves
-    max ⟨M, U⟩ over ‖U‖ ≤ 1 in the RMS→RMS norm, as far as the polynomial goes: ‖U‖ ≤ `update_sup(rows, dtype)`.
+    max ⟨M, U⟩ over ‖U‖ ≤ 1 in the RMS→RMS norm, as far as the polynomial goes: ‖U‖ ≤ `update_sup(rows)`.
+
+    Each row of an embedding is divided by its own RMS norm, or multiplied by `embed_inflation` if it is smaller than
+    the inverse of that, so that tokens that hardly occur are not moved by noise.
 
     Jordan et al. 2024; Large et al. 2024 (arXiv 2405.14813).
     """
@@ -35,6 +39,9 @@ def scale_by_muon(
         return MuonState(optax.tree.zeros_like(params))
 
     def orthogonalize(weight: Weight) -> Weight:
+        if weight.role == "embedding":
+            size = jnp.sqrt(jnp.mean(weight.array**2, axis=-2, keepdims=True))
+            return weight.with_array(weight.array / jnp.maximum(size, 1 / embed_inflation))
         return weight.with_array(msign.msign(weight.array, rows, dtype) / weight.rms_factor)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MuonState]:
@@ -45,6 +52,6 @@ def scale_by_muon(
     return optax.GradientTransformation(init, update)
 
 
-def update_sup(rows: msign.Polynomial, dtype: DTypeLike) -> float:
+def update_sup(rows: msign.Polynomial) -> float:
     """The largest RMS→RMS norm of an update by `scale_by_muon`, rounding included."""
-    return msign.sup(rows) * (1 + msign.rounding_margin(dtype))
+    return msign.sup(rows) * (1 + msign.ROUNDING_MARGIN)

@@ -25,6 +25,8 @@ from lipzoo.constraints import (
 )
 from lipzoo.constraints.hard_cap import HARD_CAP_ROWS
 from lipzoo.constraints.soft_cap import LARGEST_SHRINK, MAX_ROUNDS, solve
+from lipzoo.models import Linear
+from lipzoo.weight import Weight, exact_norm
 from tests.test_msign import evaluate
 
 SHAPES = [(1, 9), (9, 1), (24, 24), (80, 8), (8, 80), (3, 12, 20)]
@@ -186,6 +188,22 @@ REFUSED = [
 def test_steps_that_would_break_the_map_are_refused(constraint, cap, update_norm):
     assert "cap" in constraint.refusal(cap, update_norm)
     assert constraint.refusal(cap, 0.1 * cap) is None
+
+
+@pytest.mark.parametrize("constraint", [c for c in HOLDING if c is not SoftCap])
+@pytest.mark.parametrize("excess", [1e3, 3e5, 1e8, 1e12])
+@pytest.mark.parametrize("cap", [1e-6, 1.0, 1e6])
+def test_the_cap_holds_however_far_the_step_went(constraint, excess, cap):
+    result = apply(constraint(), with_spectrum((6, 9), excess * cap), cap)
+    assert 0.9 * cap <= singular_values(result).max() <= cap
+
+
+@pytest.mark.parametrize("constraint", HOLDING)
+def test_a_module_brings_itself_under_its_caps_from_anywhere(constraint):
+    """Without being told of a step, `project` takes the norm itself for one."""
+    weight = Weight(jnp.asarray(with_spectrum((12, 20), 40.0)), "w", cap=0.5)
+    projected = Linear(weight).project(constraint())
+    assert exact_norm(projected.weight) <= 0.5
 
 
 def test_known_flaw_of_the_published_hard_cap_polynomial():

@@ -41,7 +41,7 @@ def test_repr_shows_shapes_caps_and_bound(getkey):
     assert "layers.0" in text
     assert "32×48" in text
     assert "cap 2" in text
-    assert text.endswith("bound (RMS → RMS): 8")
+    assert text.endswith("bound (RMS → RMS): 8.0001")
     assert repr(MLP(48, 32, 10, key=getkey())).endswith("∞")
 
 

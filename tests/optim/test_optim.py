@@ -26,6 +26,8 @@ def gradients_like(model, key, scale=1.0):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_muon_updates_have_at_most_the_stated_norm(polynomial, nesterov, dtype, getkey):
     config = OptimizerConfig(polynomial=polynomial, nesterov=nesterov, msign_dtype=dtype)
+    if config.refusal(steps=100):
+        pytest.skip("refused: polar-express diverges in bfloat16")
     model = MLP(48, 32, 10, bias=True, zero_init=False, key=getkey())
     transform = config.build()
     state = transform.init(model)

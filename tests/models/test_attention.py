@@ -1,0 +1,153 @@
+"""Attention: its bound against known counterexamples and gradient ascent, and what its mask lets through."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipzoo.bound import Bound
+from lipzoo.constraints import SvdCap
+from lipzoo.models import Attention
+from lipzoo.models.attention import rotate
+from lipzoo.weight import Weight, cap_norm, exact_norm, gram_norm, set_caps, weights
+
+
+def attention(key, *, width=32, heads=4, granularity="head", softmax_scale=1.0, size=1.0):
+    keys = jax.random.split(key, 4)
+    shape = (heads, width // heads, width) if granularity == "head" else (width, width)
+
+    def weight(key, name, shape):
+        return Weight(size * jax.random.normal(key, shape) / np.sqrt(shape[-1]), name)
+
+    parts = [weight(k, n, shape) for k, n in zip(keys, "qkv", strict=False)]
+    return Attention(*parts, weight(keys[3], "out", (width, width)), heads, softmax_scale)
+
+
+def token_norms(x):
+    return jnp.sqrt(jnp.mean(x**2, axis=-1))
+
+
+def gain(module, x, v):
+    """‖Jv‖/‖v‖ for sequences measured by their largest token."""
+    _, image = jax.jvp(module, (x,), (v,))
+    return token_norms(image).max(-1) / token_norms(v).max(-1)
+
+
+def test_the_64_head_counterexample_to_whole_matrix_norms():
+    """All norms are 1 and the published constant is 1, but heads that attend to different tokens add up to 2.609."""
+    heads, size, width = 64, 2, 128
+    identity = Weight(jnp.eye(width), "w", cap=1.0)
+    module = Attention(identity, identity, identity, identity, heads)
+    x, v = np.zeros((65, width)), np.zeros((65, width))
+    for j in range(heads):
+        x[j, j * size], v[j, j * size + 1] = np.sqrt(width), np.sqrt(width)
+    x[64, ::size] = np.sqrt(size)
+
+    def without_rotation(x):  # The example is stated without RoPE; a rotation by zero angles stands for that.
+        q = x.reshape(65, heads, size)
+        scores = jnp.einsum("qhe,khe->hqk", q, q) / size
+        share = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((65, 65), bool)), scores, -jnp.inf), axis=-1)
+        return jnp.einsum("hqk,khe->qhe", share, q).reshape(65, width) / 3
+
+    _, change = jax.jvp(without_rotation, (jnp.asarray(x, jnp.float32),), (jnp.asarray(v, jnp.float32),))
+    measured = float(token_norms(change)[64])
+    assert measured == pytest.approx(2.609, abs=0.002)
+    output = float(token_norms(without_rotation(jnp.asarray(x, jnp.float32)))[64])
+    assert output > 1 / 3
+    for measure in (exact_norm, cap_norm):
+        bound = module.bound(Bound(1.0, 0.0), measure)
+        assert measured <= bound.lipschitz
+        assert output <= bound.radius
+    assert gain(module, jnp.asarray(x, jnp.float32), jnp.asarray(v, jnp.float32)) <= bound.lipschitz
+
+
+@pytest.mark.parametrize("heads", [1, 4, 16])
+@pytest.mark.parametrize("granularity", ["head", "matrix"])
+@pytest.mark.parametrize(("softmax_scale", "radius"), [(0.1, 1.0), (1.0, 1.0), (4.0, 2.0)])
+def test_no_ascent_on_inputs_directions_and_weights_exceeds_the_bound(heads, granularity, softmax_scale, radius):
+    module = attention(jax.random.key(heads), heads=heads, granularity=granularity, softmax_scale=softmax_scale)
+    module = set_caps(module, dict.fromkeys(("q", "k", "v", "out"), 1.3)).project(SvdCap())
+    x, v = (jax.random.normal(jax.random.key(seed), (4, 8, 32)) for seed in (1, 2))
+
+    def into_ball(x):
+        return x * jnp.minimum(1, radius / token_norms(x))[..., None]
+
+    def objective(module, x, v):
+        return jax.vmap(lambda x, v: gain(module, x, v))(into_ball(x), v)
+
+    def size(module, x):
+        return token_norms(jax.vmap(module)(into_ball(x))).max(-1)
+
+    @jax.jit
+    def climb(module, x, v):
+        total = lambda m, x, v: objective(m, x, v).sum() + size(m, x).sum()  # noqa: E731
+        grads = jax.grad(total, argnums=(0, 1, 2))(module, x, v)
+        scale = lambda g: g / (jnp.sqrt(jnp.mean(g**2)) + 1e-9)  # noqa: E731
+        move = lambda a, g: a + 0.05 * scale(g)  # noqa: E731
+        return jax.tree.map(move, (module, x, v), grads)
+
+    for _ in range(25):
+        module, x, v = climb(module, x, v)
+        module = module.project(SvdCap())
+    found = float(objective(module, x, v).max())
+    largest = float(size(module, x).max())
+    exact = module.bound(Bound(radius, 0.0), exact_norm)
+    caps = module.bound(Bound(radius, 0.0), cap_norm)
+    assert found <= float(exact.lipschitz) * (1 + 1e-5)
+    assert largest <= float(exact.radius) * (1 + 1e-5)
+    assert exact.log_lipschitz <= caps.log_lipschitz
+    assert exact.radius <= caps.radius
+
+
+def test_unit_norm_attention_per_head_is_one_lipschitz():
+    """σ_O(σ + 2sσ³r²)/3 at σ = s = r = 1."""
+    module = set_caps(attention(jax.random.key(0)), dict.fromkeys(("q", "k", "v", "out"), 1.0))
+    bound = module.bound(Bound(1.0, 0.0), cap_norm)
+    assert float(bound.lipschitz) == pytest.approx(1.0, abs=1e-12)
+    assert float(bound.radius) == pytest.approx(1 / 3, abs=1e-12)
+    assert bound.lipschitz >= 1
+
+
+@pytest.mark.parametrize("granularity", ["head", "matrix"])
+def test_the_bound_inside_jit_is_the_certified_one_up_to_gram_iteration(granularity):
+    module = attention(jax.random.key(3), granularity=granularity)
+    exact = module.bound(Bound(1.0, 0.0), exact_norm)
+    start = Bound(jnp.ones(()), jnp.zeros(()))
+    value, slope = jax.jit(jax.value_and_grad(lambda m: m.bound(start, gram_norm).log_lipschitz))(module)
+    assert exact.log_lipschitz <= float(value) <= exact.log_lipschitz + 0.05
+    assert all(bool(jnp.isfinite(weight.array).all()) for weight in weights(slope))
+
+
+def test_free_weights_have_an_infinite_a_priori_bound():
+    bound = attention(jax.random.key(0)).bound(Bound(1.0, 0.0), cap_norm)
+    assert bound.lipschitz == bound.radius == np.inf
+
+
+def test_a_token_depends_on_itself_and_earlier_ones_only():
+    module = attention(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (6, 32))
+    jacobian = jax.jacrev(lambda x: module(x).sum(-1))(x)
+    depends = np.abs(np.asarray(jacobian)).max(-1) > 0
+    np.testing.assert_array_equal(depends, np.tril(np.ones((6, 6), bool)))
+
+
+def test_heads_that_cannot_rotate_are_refused():
+    with pytest.raises(ValueError, match="16 heads need a width divisible by 32, got 16"):
+        attention(jax.random.key(0), width=16, heads=16)
+
+
+def test_rotation_keeps_norms_and_sees_only_distances():
+    x, y = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    np.testing.assert_allclose(token_norms(rotate(x)), token_norms(x), rtol=1e-6)
+    near, far = (jnp.einsum("te,se->ts", rotate(x, first), rotate(y, first)) for first in (0, 40))
+    np.testing.assert_allclose(near, far, atol=1e-4)
+
+
+def test_both_granularities_compute_the_same_function():
+    per_head = attention(jax.random.key(0))
+    whole = [w.with_array(w.array.reshape(32, 32)) for w in (per_head.q, per_head.k, per_head.v)]
+    matrix = Attention(*whole, per_head.out, 4)
+    x = jax.random.normal(jax.random.key(1), (7, 32))
+    np.testing.assert_allclose(per_head(x), matrix(x), atol=1e-6)
+    ours, theirs = (m.bound(Bound(1.0, 0.0), exact_norm).log_lipschitz for m in (per_head, matrix))
+    assert ours == pytest.approx(theirs, abs=1e-12)

@@ -1,0 +1,155 @@
+"""The GPT: parity with ten published steps, scan against loop, and its bound under attack.
+
+`fixtures/gpt_parity.npz` holds what the published code (Newhouse et al. 2025) computed for a GPT of 2 blocks, width 32
+and 4 heads on a vocabulary of 17: first weights and logits, batches, losses, final weights.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lipzoo.bound import Bound
+from lipzoo.certificate import Certificate
+from lipzoo.constraints import SvdCap
+from lipzoo.models import GPT
+from lipzoo.optim import OptimizerConfig
+from lipzoo.weight import cap_norm, exact_norm, map_weights, set_caps, weights
+
+PUBLISHED = np.load(Path(__file__).parents[1] / "fixtures" / "gpt_parity.npz")
+
+
+def published_gpt():
+    gpt = GPT(
+        17, 32, depth=2, heads=4, granularity="matrix", gelu_divisor=1.1289, zero_init=False, key=jax.random.key(0)
+    )
+    return map_weights(lambda w: w.with_array(jnp.asarray(PUBLISHED[f"init.{w.name}"])), gpt)
+
+
+def test_logits_of_the_first_weights():
+    logits = jax.vmap(published_gpt())(jnp.asarray(PUBLISHED["tokens"][0, :, :-1]))
+    np.testing.assert_allclose(logits, PUBLISHED["logits"], atol=2e-6)
+
+
+def test_shares_are_the_published_update_norms():
+    for weight in weights(published_gpt()):  # The published ones include the polynomial's value.
+        np.testing.assert_allclose(PUBLISHED[f"norms.{weight.name}"], weight.share, rtol=2e-3)
+
+
+def cap_rows(array):
+    return array / jnp.maximum(1, jnp.sqrt(jnp.mean(array**2, axis=-2, keepdims=True)))
+
+
+def least_root(k):
+    roots = np.roots([-(k**9), 3 * k**7, -3 * k**5, 0, k - 2.0])
+    return min((r.real for r in roots if abs(r.imag) < 1e-7 and r.real > 0), default=1.0)
+
+
+def published_soft_cap(weight, eta):
+    """One round with the published coupling, α the least positive root of the quartic (1 where there is none)."""
+    factor = weight.rms_factor
+    alpha = np.vectorize(least_root)(2.0 + eta * factor)[..., None, None]
+    w = np.asarray(weight.array).astype(np.float64) * factor
+    u = w - alpha * w @ w.swapaxes(-1, -2) @ w
+    w = u + alpha * u @ u.swapaxes(-1, -2) @ u
+    return weight.with_array(jnp.asarray(w / factor, jnp.float32))
+
+
+@pytest.mark.parametrize(("case", "optimizer", "lr"), [("adam_none", "adamw", 0.01), ("muon_soft_cap", "muon", 1.0)])
+def test_ten_steps_end_at_the_published_weights(case, optimizer, lr):
+    model, config = published_gpt(), OptimizerConfig(optimizer=optimizer, lr=lr)
+    optimizer, factor = config.build(), config.factor(10)
+    state, losses = optimizer.init(model), []
+
+    @jax.value_and_grad
+    def differentiate(model, tokens):
+        logits = jax.vmap(model)(tokens[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    for step, tokens in enumerate(jnp.asarray(PUBLISHED["tokens"])):
+        loss, gradient = differentiate(model, tokens)
+        losses.append(float(loss))
+        updates, state = optimizer.update(gradient, state, model)
+        rate = lr * float(factor(jnp.int32(step)))
+        model = map_weights(lambda w, u, rate=rate: w.with_array(w.array - rate * u.array), model, updates)
+
+        def project(weight, rate=rate):  # The published code caps embeddings, whatever the constraint.
+            if weight.role == "embedding":
+                return weight.with_array(cap_rows(weight.array))
+            return (
+                weight if case == "adam_none" else published_soft_cap(weight, rate * PUBLISHED[f"norms.{weight.name}"])
+            )
+
+        model = map_weights(project, model)
+    np.testing.assert_allclose(losses, PUBLISHED[f"{case}.losses"], atol=1e-4)
+    for weight in weights(model):
+        np.testing.assert_allclose(
+            weight.array, PUBLISHED[f"{case}.{weight.name}"], atol=2e-4 if case == "adam_none" else 1e-2
+        )
+
+
+@pytest.mark.parametrize("granularity", ["head", "matrix"])
+def test_the_scan_is_the_loop(granularity):
+    gpt = GPT(11, 16, depth=3, heads=2, granularity=granularity, zero_init=False, key=jax.random.key(0))
+    tokens = jnp.arange(9) % 11
+    x = gpt.embedding(tokens)
+    for index in range(3):
+        x = gpt.stack.block(index)(x)
+    np.testing.assert_allclose(gpt(tokens), gpt.scale(jax.vmap(gpt.head)(x)), atol=1e-5)
+    assert [w.name for w in gpt.matrices()][1:4] == ["blocks.0.q", "blocks.0.k", "blocks.0.v"]
+    assert len(gpt.matrices()) == 2 + 6 * 3
+
+
+def test_a_token_depends_on_itself_and_earlier_ones_only():
+    gpt = GPT(11, 16, depth=2, heads=2, zero_init=False, key=jax.random.key(0))
+    x = gpt.embedding(jnp.arange(6))
+    depends = np.abs(np.asarray(jax.jacrev(lambda x: gpt.stack(x).sum(-1))(x))).max(-1) > 0
+    np.testing.assert_array_equal(depends, np.tril(np.ones((6, 6), bool)))
+
+
+@pytest.mark.parametrize("granularity", ["head", "matrix"])
+@pytest.mark.parametrize(("cap", "softmax_scale", "residual_scale"), [(1.0, 1.0, 1.0), (2.0, 3.0, 3.0)])
+def test_no_ascent_on_embeddings_and_directions_exceeds_the_certificate(
+    granularity, cap, softmax_scale, residual_scale
+):
+    options = {"granularity": granularity, "softmax_scale": softmax_scale, "residual_scale": residual_scale}
+    gpt = GPT(7, 16, depth=2, heads=4, final_scale=2.0, zero_init=False, key=jax.random.key(1), **options)
+    gpt = map_weights(lambda w: w.with_array(3 * w.array), gpt)
+    gpt = set_caps(gpt, {w.name: 1.0 if w.role == "embedding" else cap for w in weights(gpt)}).project(SvdCap())
+    certificate = Certificate.of(gpt)
+    rms = lambda x: jnp.sqrt(jnp.mean(x**2, axis=-1))  # noqa: E731
+
+    def function(x):
+        x = x * jnp.minimum(1, certificate.rows[0].norm / rms(x))[:, None]
+        return jax.vmap(lambda token: gpt.scale(gpt.head(token)))(gpt.stack(x))
+
+    def gain(x, v):
+        return rms(jax.jvp(function, (x,), (v,))[1]).max() / rms(v).max()
+
+    @jax.jit
+    def climb(x, v):
+        gx, gv = jax.grad(gain, argnums=(0, 1))(x, v)
+        move = lambda a, g: a + 0.1 * g / (rms(g).max() + 1e-9)  # noqa: E731
+        return move(x, gx), move(v, gv)
+
+    best = 0.0
+    for seed in range(3):
+        x, v = jax.random.normal(jax.random.key(seed), (2, 6, 16))
+        for _ in range(30):
+            x, v = climb(x, v)
+        best = max(best, float(gain(x, v)))
+        assert float(rms(function(x)).max()) <= float(certificate.certified.radius)
+    assert best <= certificate.lipschitz
+    assert certificate.certified.log_lipschitz <= certificate.a_priori.log_lipschitz
+    assert certificate.caps_hold
+
+
+def test_unit_caps_per_head_leave_only_the_final_scale():
+    gpt = GPT(7, 16, depth=4, heads=2, cap=1.0, final_scale=8.0, key=jax.random.key(0))
+    bound = gpt.bound(Bound(1.0, 0.0), cap_norm)
+    assert 4 < float(bound.lipschitz) <= 8  # GELU/c and attention shrink tokens, so later blocks are flatter.
+    assert float(gpt.bound(Bound(1.0, 0.0), exact_norm).lipschitz) == 0  # The head starts at zero.
+    assert "blocks.q" in repr(gpt)
