@@ -23,7 +23,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from rich.console import Console
 from rich.table import Table
 
-from lipzoo.data import Augment, Split, batches
+from lipzoo.data import Augment, Images, Split
 from lipzoo.recipe import ConstraintConfig, Recipe
 from lipzoo.sharding import batched, make_mesh
 from lipzoo.train import init_state, make_train_step
@@ -116,10 +116,11 @@ def main() -> None:
     """Prints the table."""
     random = np.random.default_rng(0)
     split = Split(random.integers(0, 256, (50_000, 3072), np.uint8), random.integers(0, 10, 50_000, np.int32))
-    stream = batches(split, batch_size=512, count=STEPS, seed=0, augment=Augment((3, 32, 32), flip=True, shift=2))
+    images = Images(split, split, 255, 10, (3, 32, 32), Augment((3, 32, 32), flip=True, shift=2))
+    stream = images.batches(batch_size=512, count=STEPS, seed=0)
     next(stream)
     pipeline = _seconds(lambda: [next(stream) and None for _ in range(STEPS - 1)]) / (STEPS - 1)
-    data = list(batches(split, batch_size=512, count=STEPS, seed=0))
+    data = list(images.batches(batch_size=512, count=STEPS, seed=0))
     steppers = {name: Stepper(recipe, data) for name, recipe in variants().items()}
     rounds = [{name: stepper.run() for name, stepper in steppers.items()} for _ in range(ROUNDS)]
     medians = {name: statistics.median(times[name] for times in rounds) for name in steppers}

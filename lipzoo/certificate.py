@@ -46,7 +46,8 @@ class Certificate:
     - `rows`: one per weight.
     - `a_priori`: the bound from the caps alone, before training; true as long as every cap holds (`caps_hold`).
     - `certified`: the bound from the float64 norms of the weights.
-    - `published`: the formula of Newhouse et al. 2025, for comparison; for MLPs it coincides with the certified bound.
+    - `published`: the formula of Newhouse et al. 2025, for comparison: for MLPs it coincides with the
+      certified bound; for sequences of tokens it is not given.
     - `l2_factor`: times L gives the ℓ₂ → ℓ₂ constant, √(outputs/inputs); None for sequences of tokens.
     - `statement`: what is proved.
     """
@@ -54,7 +55,7 @@ class Certificate:
     rows: tuple[Row, ...]
     a_priori: Bound
     certified: Bound
-    published: Bound
+    published: Bound | None
     l2_factor: float | None
     statement: str
 
@@ -79,7 +80,8 @@ class Certificate:
         rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in matrices)
         l2_factor = None if model.tokens else math.sqrt(matrices[-1].array.shape[-2] / matrices[0].array.shape[-1])
         statement = TOKEN_STATEMENT if model.tokens else STATEMENT
-        return Certificate(rows, model.bound(start, cap_norm), certified, certified, l2_factor, statement)
+        published = None if model.tokens else certified
+        return Certificate(rows, model.bound(start, cap_norm), certified, published, l2_factor, statement)
 
     @property
     def lipschitz(self) -> float:
@@ -97,7 +99,7 @@ class Certificate:
             "rows": [_finite(dataclasses.asdict(row)) for row in self.rows],
             "certified": _bound_json(self.certified),
             "a_priori": _bound_json(self.a_priori) | {"caps_hold": self.caps_hold},
-            "published_formula": _bound_json(self.published),
+            "published_formula": None if self.published is None else _bound_json(self.published),
             "log10_l2_lipschitz": None if self.l2_factor is None else _finite({"": self._log10_l2(self.certified)})[""],
             "method": METHOD,
             "statement": self.statement,
@@ -116,11 +118,10 @@ class Certificate:
             "bound", *(_right(name) for name in ("L (RMS → RMS)", "L (ℓ₂ → ℓ₂)", "largest output")), title="Bounds"
         )
         a_priori = "a priori (caps)" if self.caps_hold else "a priori (a cap does not hold)"
-        for name, bound in (
-            ("certified", self.certified),
-            (a_priori, self.a_priori),
-            ("published formula", self.published),
-        ):
+        named = {"certified": self.certified, a_priori: self.a_priori}
+        if self.published is not None:
+            named["published formula"] = self.published
+        for name, bound in named.items():
             log10 = float(bound.log10_lipschitz)
             radius = format_power(math.log10(bound.radius) if bound.radius > 0 else -math.inf)
             l2 = "-" if self.l2_factor is None else format_power(self._log10_l2(bound))

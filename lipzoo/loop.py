@@ -18,7 +18,7 @@ from rich.console import Console
 from lipzoo.bound import format_power
 from lipzoo.certify import certify
 from lipzoo.checkpoint import Checkpoints, Damaged
-from lipzoo.data import Images, batches
+from lipzoo.data import Images, Text
 from lipzoo.errors import UserError
 from lipzoo.files import write_text
 from lipzoo.plots import plot_run
@@ -36,23 +36,18 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
     """
     console = Console()
     mesh = make_mesh(recipe.training.mesh)
-    images = recipe.data.load(recipe.training.seed)
-    data = batches(
-        images.train,
-        batch_size=recipe.data.batch_size,
-        count=recipe.training.steps,
-        seed=recipe.training.seed,
-        augment=recipe.data.augment(images),
-    )
+    recipe = recipe.complete()
+    data = recipe.data.load(recipe.training.seed)
+    stream = data.batches(batch_size=recipe.data.batch_size, count=recipe.training.steps, seed=recipe.training.seed)
     _create(run, recipe, resume=resume)
     checkpoints = Checkpoints(run, recipe.training.keep)
     state = init_state(recipe, mesh)
     if resume:
-        state = _restore(checkpoints, state, data, console)
+        state = _restore(checkpoints, state, stream, console)
     console.print(state.model, f"run: {run}", sep="\n", highlight=False)
-    loop = _Loop(recipe, run, checkpoints, data, console)
+    loop = _Loop(recipe, run, checkpoints, stream, console)
     try:
-        step, interrupted = loop.run(state, mesh, images)
+        step, interrupted = loop.run(state, mesh, data)
     except Diverged as error:
         good = checkpoints.steps()
         kept = f"the last good checkpoint is step {good[0]} in {run}" if good else "no checkpoint had been saved"
@@ -73,18 +68,18 @@ class _Loop:
     recipe: Recipe
     run_dir: Path
     checkpoints: Checkpoints
-    data: grain.DatasetIterator
+    stream: grain.DatasetIterator
     console: Console
 
-    def run(self, state: State, mesh: Mesh, images: Images) -> tuple[int, int]:
+    def run(self, state: State, mesh: Mesh, data: Images | Text) -> tuple[int, int]:
         """Runs the remaining steps. Returns the last step and the signal that ended the run early, or 0."""
         training = self.recipe.training
-        train_step = make_train_step(self.recipe, mesh, images.white)
-        evaluate = make_evaluate(self.recipe, mesh, images)
+        train_step = make_train_step(self.recipe, mesh, data.white)
+        evaluate = make_evaluate(self.recipe, mesh, data)
         start = int(state.step)
         with Reporter(self.run_dir, self.recipe, start, self.console) as report, _signals() as received:
             for step in range(start + 1, training.steps + 1):
-                batch = jax.device_put(next(self.data), batched(mesh))
+                batch = jax.device_put(next(self.stream), batched(mesh))
                 state, metrics = train_step(state, batch)
                 report.step(step, metrics)
                 last = step == training.steps
@@ -121,7 +116,7 @@ class _Loop:
             raise Diverged(step, self.recipe.optimizer.lr * float(factor(state.step - 1)))
 
     def _save(self, state: State, values: dict[str, float]) -> None:
-        self.checkpoints.save(state, self.data, self.recipe, values)
+        self.checkpoints.save(state, self.stream, self.recipe, values)
 
 
 def _create(run: Path, recipe: Recipe, *, resume: bool) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -21,9 +22,9 @@ from lipzoo.constraints import (
     Unconstrained,
     WeightDecay,
 )
-from lipzoo.data import SHAPES, DataConfig
+from lipzoo.data import DataConfig, TextConfig
 from lipzoo.errors import UserError
-from lipzoo.models import AbstractModule, MLPConfig
+from lipzoo.models import AbstractModule, GPTConfig, MLPConfig
 from lipzoo.optim import OptimizerConfig
 from lipzoo.weight import Weight, set_caps, weights
 
@@ -130,8 +131,8 @@ class Recipe:
 
     name: str = "digits_mlp"
     """Folder of the runs."""
-    model: Annotated[MLPConfig, arg(name="")] = MLPConfig()
-    data: Annotated[DataConfig, arg(name="")] = DataConfig()
+    model: Annotated[MLPConfig | GPTConfig, arg(name="")] = MLPConfig()
+    data: Annotated[DataConfig | TextConfig, arg(name="")] = DataConfig()
     optimizer: Annotated[OptimizerConfig, arg(name="")] = OptimizerConfig()
     constraint: Annotated[ConstraintConfig, arg(name="")] = ConstraintConfig()
     training: Annotated[TrainingConfig, arg(name="")] = TrainingConfig()
@@ -150,10 +151,13 @@ class Recipe:
 
     def build_model(self, key: PRNGKeyArray) -> AbstractModule:
         """The model with fresh weights, each with its cap and under it."""
-        pixels, classes = SHAPES[self.data.data]
-        model = self.model.build(pixels, classes, key=key)
+        model = self.model.build(*self.data.sizes, key=key)
         caps = {weight.name: self.cap_of(weight) for weight in weights(model)}
         return set_caps(model, caps).project(SvdCap())
+
+    def complete(self) -> "Recipe":
+        """This with what has to be read from the data before a model can be built."""
+        return dataclasses.replace(self, data=self.data.complete())
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` rebuilds the recipe."""
@@ -185,8 +189,8 @@ class Recipe:
 
     def _constraint_refusal(self) -> str | None:
         config = self.constraint
-        pixels, classes = SHAPES[self.data.data]
-        free = eqx.filter_eval_shape(self.model.build, pixels, classes, key=jax.random.key(0))
+        build = functools.partial(self.model.build, *self.data.complete().sizes)
+        free = eqx.filter_eval_shape(build, key=jax.random.key(0))
         names = [weight.name for weight in weights(free)]
         refusal = _override_refusal("--constraint-overrides", config.constraint_overrides, names)
         refusal = refusal or _override_refusal("--sigma-max-overrides", config.sigma_max_overrides, names)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 from lipzoo import norms
 from lipzoo.constraints import Step
-from lipzoo.data import Images, Split
+from lipzoo.data import Images, Split, Text
 from lipzoo.models import AbstractModule
 from lipzoo.models.layers import project
 from lipzoo.recipe import Recipe
@@ -24,6 +24,10 @@ from lipzoo.weight import Weight, exact_norm, gram_norm, map_weights, weights
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[["State", dict[str, Array]], tuple["State", Metrics]]
 Evaluate = Callable[[AbstractModule], dict[str, float]]
+
+
+EVALUATED_TOGETHER = {1: 1024, 2: 64}
+"""Examples in a batch of the evaluation, by the dimensions of their labels: images, windows of tokens."""
 
 
 class State(eqx.Module):
@@ -48,7 +52,7 @@ def init_state(recipe: Recipe, mesh: Mesh) -> State:
     return init(jax.random.key(recipe.training.seed))
 
 
-def make_train_step(recipe: Recipe, mesh: Mesh, white: int) -> TrainStep:
+def make_train_step(recipe: Recipe, mesh: Mesh, white: int | None) -> TrainStep:
     """The compiled step (state, batch) → (state, metrics). The state passed in is donated: do not use it again."""
     optimizer = recipe.optimizer.build()
     factor = recipe.optimizer.factor(recipe.training.steps)
@@ -91,7 +95,7 @@ def _is_none(node: Any) -> bool:
 
 
 def _gradient(
-    recipe: Recipe, white: int, model: AbstractModule, batch: dict[str, Array]
+    recipe: Recipe, white: int | None, model: AbstractModule, batch: dict[str, Array]
 ) -> tuple[tuple[Array, Array], Any]:
     """Mean loss, accuracy and gradient over the batch, computed in `accum_steps` parts."""
     parts = recipe.training.accum_steps
@@ -111,10 +115,10 @@ def _gradient(
 
 
 def _loss(
-    recipe: Recipe, white: int, model: AbstractModule, batch: dict[str, Array]
+    recipe: Recipe, white: int | None, model: AbstractModule, batch: dict[str, Array]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cross-entropy of temperature × logits, and accuracy."""
-    logits = forward(model, batch["image"], white, recipe.training.model_dtype)
+    logits = forward(model, batch["input"], white, recipe.training.model_dtype)
     labels = batch["label"]
     # For a few classes one-hot products are one fused loop forward and one backward; a gather is a dozen of them.
     one_hot = jax.nn.one_hot(labels, logits.shape[-1])
@@ -122,21 +126,22 @@ def _loss(
     return losses.mean(), (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
 
 
-def forward(model: AbstractModule, image: Array, white: int, dtype: str) -> Float[Array, "batch classes"]:
-    """Float32 logits of a batch of images, pixels scaled to [0, 1], computed in `dtype`."""
+def forward(model: AbstractModule, x: Array, white: int | None, dtype: str) -> Float[Array, "batch *time classes"]:
+    """Float32 logits of a batch, computed in `dtype`: of images scaled to [0, 1] by `white`, or of tokens."""
     model = jax.tree.map(lambda x: x.astype(dtype), model)
-    return jax.vmap(model)(image.astype(dtype) / white).astype(jnp.float32)
+    return jax.vmap(model)(x if white is None else x.astype(dtype) / white).astype(jnp.float32)
 
 
-def make_evaluate(recipe: Recipe, mesh: Mesh, images: Images) -> Evaluate:
+def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text) -> Evaluate:
     """A function from a model to its loss and accuracy over the whole test split, in batches on the mesh."""
-    size = mesh.size * -(-1024 // mesh.size)
-    padded = [_pad(images.test, start, size) for start in range(0, len(images.test.label), size)]
+    size = mesh.size * -(-EVALUATED_TOGETHER[data.test.label.ndim] // mesh.size)
+    padded = [_pad(data.test, start, size) for start in range(0, len(data.test.label), size)]
+    total = sum(float(batch["weight"].sum()) for batch in padded)
     on_device = [jax.device_put(batch, batched(mesh)) for batch in padded]
 
     @jax.jit
     def sums(model: AbstractModule, batch: dict[str, Array]) -> tuple[Array, Array]:
-        logits = forward(model, batch["image"], images.white, recipe.training.model_dtype)
+        logits = forward(model, batch["input"], data.white, recipe.training.model_dtype)
         scaled = recipe.training.temperature * logits
         losses = optax.softmax_cross_entropy_with_integer_labels(scaled, batch["label"])
         correct = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
@@ -144,7 +149,6 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, images: Images) -> Evaluate:
 
     def evaluate(model: AbstractModule) -> dict[str, float]:
         loss, correct = np.sum(jax.device_get([sums(model, batch) for batch in on_device]), axis=0)
-        total = len(images.test.label)
         return {"val_loss": float(loss / total), "val_accuracy": float(correct / total)}
 
     return evaluate
@@ -153,9 +157,12 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, images: Images) -> Evaluate:
 def _pad(split: Split, start: int, size: int) -> dict[str, np.ndarray]:
     """The examples from `start` on, repeated up to `size` with weight 0 beyond the end."""
     chosen = np.arange(start, start + size)
-    weight = (chosen < len(split.label)).astype(np.float32)
+    inside = (chosen < len(split.label)).astype(np.float32)
     chosen = chosen % len(split.label)
-    return {"image": split.image[chosen], "label": split.label[chosen], "weight": weight}
+    label = split.label[chosen]
+    weight = inside.reshape(-1, *(1,) * (label.ndim - 1)) * np.ones(label.shape, np.float32)
+    weight = weight if split.weight is None else weight * split.weight[chosen]
+    return {"input": split.input[chosen], "label": label, "weight": weight}
 
 
 @jax.jit

@@ -65,3 +65,12 @@ def cifar_dir():
     if not (folder / "cifar-10-batches-bin" / "test_batch.bin").exists():
         pytest.skip("CIFAR-10 is not in LIPZOO_DATA_DIR")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shakespeare_dir():
+    """The cache with tiny Shakespeare in it; tests that need it are skipped where there is none."""
+    folder = Path(os.environ.get("LIPZOO_DATA_DIR", "~/.cache/lipzoo")).expanduser()
+    if not (folder / "tinyshakespeare" / "input.txt").exists():
+        pytest.skip("tiny Shakespeare is not in LIPZOO_DATA_DIR")
+    return folder

@@ -15,7 +15,6 @@ import pytest
 import lipzoo
 from lipzoo.certificate import Certificate
 from lipzoo.checkpoint import Checkpoints
-from lipzoo.data import batches
 from lipzoo.data.digits import load_digits
 from lipzoo.errors import UserError
 from lipzoo.loop import train
@@ -133,7 +132,7 @@ def test_a_checkpoint_restores_onto_another_number_of_devices(run_copy, digits_r
 def test_everything_of_the_state_is_restored(run_copy):
     recipe = make(**SMALL_RUN)
     state = init_state(recipe, make_mesh(1))
-    data = batches(load_digits().train, batch_size=64, count=60, seed=0)
+    data = load_digits().batches(batch_size=64, count=60, seed=0)
     checkpoints = Checkpoints(run_copy, 2)
     restored = checkpoints.restore(40, state, data)
     checkpoints.close()

@@ -11,7 +11,6 @@ import pytest
 from lipzoo.bound import Bound
 from lipzoo.certificate import Certificate
 from lipzoo.constraints import CONSTRAINTS
-from lipzoo.data import batches
 from lipzoo.data.digits import load_digits
 from lipzoo.errors import UserError
 from lipzoo.sharding import batched, make_mesh
@@ -28,7 +27,7 @@ def run(recipe, steps, after=None):
     recipe.check()
     mesh = make_mesh(recipe.training.mesh)
     state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, DIGITS.white)
-    stream = batches(DIGITS.train, batch_size=recipe.data.batch_size, count=steps, seed=0)
+    stream = DIGITS.batches(batch_size=recipe.data.batch_size, count=steps, seed=0)
     losses = []
     for batch in stream:
         state, metrics = train_step(state, jax.device_put(batch, batched(mesh)))
@@ -47,10 +46,10 @@ def test_one_step_is_gradient_update_and_projection_in_plain_numpy():
     mesh = make_mesh(1)
     state = init_state(recipe, mesh)
     before = np.asarray(weights(state.model)[0].array).astype(np.float64)
-    batch = next(batches(DIGITS.train, batch_size=64, count=1, seed=0))
+    batch = next(DIGITS.batches(batch_size=64, count=1, seed=0))
     after, metrics = make_train_step(recipe, mesh, DIGITS.white)(state, jax.device_put(batch, batched(mesh)))
 
-    x, label = batch["image"] / 16.0, batch["label"]
+    x, label = batch["input"] / 16.0, batch["label"]
     logits = x @ before.T
     probability = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert float(metrics["loss"]) == pytest.approx(-np.log(probability[np.arange(64), label]).mean(), rel=1e-5)
@@ -71,7 +70,7 @@ def test_the_step_compiles_once_and_moves_nothing_to_the_host():
     recipe = make(**SMALL)
     mesh = make_mesh(1)
     state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, DIGITS.white)
-    stream = batches(DIGITS.train, batch_size=64, count=6, seed=0)
+    stream = DIGITS.batches(batch_size=64, count=6, seed=0)
     on_device = [jax.device_put(batch, batched(mesh)) for batch in stream]
     state, metrics = train_step(state, on_device[0])
     with jax.transfer_guard("disallow"):
@@ -101,7 +100,7 @@ def test_half_precision_keeps_float32_masters():
     losses, state = run(make(**SMALL, model_dtype="bfloat16", msign_dtype="bfloat16", project_dtype="bfloat16"), 30)
     np.testing.assert_allclose(losses, expected, rtol=0.1)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.model)} == {jnp.dtype(jnp.float32)}
-    low = forward(state.model, jnp.asarray(DIGITS.test.image), 16, "bfloat16")
+    low = forward(state.model, jnp.asarray(DIGITS.test.input), 16, "bfloat16")
     assert low.dtype == jnp.float32
 
 
@@ -110,7 +109,7 @@ def test_temperature_multiplies_the_logits_in_the_loss_alone():
     mesh = make_mesh(1)
     state = init_state(recipe, mesh)
     values = make_evaluate(recipe, mesh, DIGITS)(state.model)
-    logits = 7 * np.asarray(forward(state.model, jnp.asarray(DIGITS.test.image), 16, "float32"))
+    logits = 7 * np.asarray(forward(state.model, jnp.asarray(DIGITS.test.input), 16, "float32"))
     expected = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), jnp.asarray(DIGITS.test.label))
     assert values["val_loss"] == pytest.approx(float(expected.mean()), rel=1e-5)
     assert values["val_accuracy"] == pytest.approx((logits.argmax(1) == DIGITS.test.label).mean())

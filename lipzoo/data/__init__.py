@@ -8,9 +8,12 @@ from lipzoo.data.cifar10 import load_cifar10
 from lipzoo.data.digits import load_digits
 from lipzoo.data.images import Augment as Augment
 from lipzoo.data.images import Images as Images
+from lipzoo.data.images import ShuffledBatches as ShuffledBatches
 from lipzoo.data.images import Split as Split
-from lipzoo.data.images import batches as batches
+from lipzoo.data.images import iterate as iterate
 from lipzoo.data.images import randomize_labels
+from lipzoo.data.text import Text as Text
+from lipzoo.data.text import TextConfig as TextConfig
 
 Source = Literal["digits", "cifar10"]
 SOURCES: dict[Source, Callable[[], Images]] = {"digits": load_digits, "cifar10": load_cifar10}
@@ -43,15 +46,21 @@ class DataConfig:
             return f"--randomize-labels must lie between 0 and 1, got {self.randomize_labels}"
         return None
 
-    def augment(self, images: Images) -> Augment | None:
-        """The random changes asked for, if any."""
-        if not (self.random_flip or self.random_shift):
-            return None
-        return Augment(images.shape, self.random_flip, self.random_shift)
+    def complete(self) -> "DataConfig":
+        """This: nothing has to be read from the data before a model can be built."""
+        return self
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Pixels, classes."""
+        return SHAPES[self.data]
 
     def load(self, seed: int) -> Images:
-        """The images, with labels randomized if asked for."""
+        """The images, with labels randomized and random changes as asked for."""
         images = SOURCES[self.data]()
+        if self.random_flip or self.random_shift:
+            augment = Augment(images.shape, self.random_flip, self.random_shift)
+            images = dataclasses.replace(images, augment=augment)
         if not self.randomize_labels:
             return images
         train = randomize_labels(images.train, self.randomize_labels, images.classes, seed)

@@ -2,21 +2,35 @@
 
 import dataclasses
 import functools
+from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 
 Batch = dict[str, np.ndarray]
-"""`image`: uint8 (batch, pixels); `label`: int32 (batch,)."""
+"""`input`: uint8 pixels (batch, pixels) or int32 tokens (batch, time); `label`: int32 (batch,) or (batch, time)."""
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """Batches in random access."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Images as flat vectors of pixel values, with their classes."""
+    """Examples with their labels: images as flat vectors of pixel values, or windows of tokens.
 
-    image: UInt8[np.ndarray, "n pixels"]
-    label: Int[np.ndarray, " n"]
+    `weight` says how much each label counts in a mean, by default all the same.
+    """
+
+    input: Shaped[np.ndarray, "n size"]
+    label: Int[np.ndarray, "*labels"]
+    weight: Float[np.ndarray, "*labels"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,6 +42,11 @@ class Images:
     white: int
     classes: int
     shape: tuple[int, int, int]
+    augment: "Augment | None" = None
+
+    def batches(self, *, batch_size: int, count: int, seed: int) -> grain.DatasetIterator:
+        """The first `count` batches of shuffled training images, changed at random if so asked."""
+        return iterate(ShuffledBatches(self.train, batch_size, count, seed, self.augment))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +101,7 @@ class ShuffledBatches:
         self._batches = batches
         self._seed = seed
         self._augment = augment
-        self._windows = augment.windows(split.image) if augment else None
+        self._windows = augment.windows(split.input) if augment else None
         self._permutation = functools.lru_cache(maxsize=2)(self._draw)
 
     def __repr__(self) -> str:
@@ -96,19 +115,16 @@ class ShuffledBatches:
         epoch, place = np.divmod(position, len(self._split.label))
         chosen = np.concatenate([self._permutation(e)[place[epoch == e]] for e in np.unique(epoch).tolist()])
         if self._augment is None or self._windows is None:
-            image = self._split.image[chosen]
+            image = self._split.input[chosen]
         else:
             image = self._augment.pick(self._windows, chosen, [self._seed, index, 1])
-        return {"image": image, "label": self._split.label[chosen]}
+        return {"input": image, "label": self._split.label[chosen]}
 
     def _draw(self, epoch: int) -> np.ndarray:
         return np.random.RandomState([self._seed, epoch]).permutation(len(self._split.label))
 
 
-def batches(
-    split: Split, *, batch_size: int, count: int, seed: int, augment: Augment | None = None
-) -> grain.DatasetIterator:
-    """The first `count` batches; the iterator's state is saved with a checkpoint and restored from it."""
-    source = ShuffledBatches(split, batch_size, count, seed, augment)
+def iterate(source: Batches) -> grain.DatasetIterator:
+    """Batches one after the other; the iterator's state is saved with a checkpoint and restored from it."""
     options = grain.ReadOptions(num_threads=0)  # Everything is in memory: threads would only add latency.
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))

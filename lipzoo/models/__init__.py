@@ -2,6 +2,7 @@
 
 from lipzoo.models.attention import Attention as Attention
 from lipzoo.models.gpt import GPT as GPT
+from lipzoo.models.gpt import GPTConfig as GPTConfig
 from lipzoo.models.layers import GELU as GELU
 from lipzoo.models.layers import AbstractModule as AbstractModule
 from lipzoo.models.layers import ConvexResidual as ConvexResidual

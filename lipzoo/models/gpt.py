@@ -173,3 +173,46 @@ class GPT(AbstractModule):
 
     def matrices(self) -> list[Weight]:
         return [self.embedding.table, *self.stack.matrices(), self.head.weight]
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTConfig:
+    """The part of a recipe that describes a GPT."""
+
+    depth: int = 3
+    """Blocks of attention and MLP."""
+    width: int = 256
+    """Features of a token."""
+    heads: int = 4
+    """Attention heads of a block."""
+    granularity: Granularity = "head"
+    """What caps and muon take for one matrix of q, k and v: each head, or the whole."""
+    softmax_scale: float = 1.0
+    """Factor on the attention logits; counts in the bound."""
+    residual_scale: float = 1.0
+    """Residuals are (1-α)x + αf(x) with α = this over twice the blocks."""
+    final_scale: float = 1.0
+    """Fixed factor on the logits; counts in the bound."""
+    blocks_mass: float = 32.0
+    """Mass of all blocks together in the modular norm, where embedding and head have 1 each."""
+    zero_init: bool = True
+    """Start the head and the last matrix of every branch at zero."""
+
+    def refusal(self) -> str | None:
+        """Why there is no such model, or None."""
+        if self.depth < 1 or self.heads < 1:
+            return "--depth and --heads must be at least 1"
+        if self.width < 1 or self.width % (2 * self.heads):
+            return f"--width must be divisible by {2 * self.heads}, twice the --heads, got {self.width}"
+        if not 0 < self.residual_scale <= 2 * self.depth:
+            return f"--residual-scale must be positive and at most {2 * self.depth}, got {self.residual_scale}"
+        for name, value in (("softmax", self.softmax_scale), ("final", self.final_scale)):
+            if not 0 < value < math.inf:
+                return f"--{name}-scale must be positive and finite, got {value}"
+        if not 0 < self.blocks_mass < math.inf:
+            return f"--blocks-mass must be positive and finite, got {self.blocks_mass}"
+        return None
+
+    def build(self, in_size: int, out_size: int, *, key: PRNGKeyArray) -> GPT:
+        """The model with fresh weights, all of them free. Tokens come from the vocabulary that they predict."""
+        return GPT(out_size, key=key, **dataclasses.asdict(self))

@@ -41,10 +41,10 @@ def serve(tmp_path, monkeypatch, files):
 
 def test_a_missing_source_is_downloaded_verified_and_unpacked(cache):
     images = cifar10.load_cifar10()
-    assert images.train.image.shape == (5 * RECORDS, 3072)
+    assert images.train.input.shape == (5 * RECORDS, 3072)
     assert images.test.label.shape == (RECORDS,)
     expected = np.frombuffer(record_file(), np.uint8).reshape(RECORDS, 3073)
-    np.testing.assert_array_equal(images.test.image, expected[:, 1:])
+    np.testing.assert_array_equal(images.test.input, expected[:, 1:])
     np.testing.assert_array_equal(images.test.label, expected[:, 0])
     assert sorted(path.name for path in cache.iterdir()) == [cifar10.FOLDER]
 
@@ -94,7 +94,7 @@ def test_without_a_network_the_error_names_file_url_variable_and_embedded_recipe
 
 def test_real_cifar10(cifar_dir):
     images = cifar10.load_cifar10()
-    assert images.train.image.shape == (50_000, 3072)
+    assert images.train.input.shape == (50_000, 3072)
     assert np.bincount(images.train.label).tolist() == [5000] * 10
     assert np.bincount(images.test.label).tolist() == [1000] * 10
-    assert 100 < images.train.image.mean() < 140
+    assert 100 < images.train.input.mean() < 140

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lipzoo.data import Augment, DataConfig, Split, batches, randomize_labels
+from lipzoo.data import Augment, DataConfig, ShuffledBatches, Split, iterate, randomize_labels
 from lipzoo.data.digits import load_digits
 
 
@@ -18,7 +18,7 @@ def numbered(count):
 @pytest.mark.parametrize(("count", "batch_size"), [(12, 4), (10, 4), (7, 16)])
 def test_every_epoch_visits_every_image_once_in_a_new_order(count, batch_size):
     epochs = 8
-    stream = batches(numbered(count), batch_size=batch_size, count=count * epochs // batch_size, seed=3)
+    stream = iterate(ShuffledBatches(numbered(count), batch_size, count * epochs // batch_size, 3))
     seen = np.concatenate([batch["label"] for batch in stream])
     orders = [seen[i * count : (i + 1) * count] for i in range(len(seen) // count)]
     for order in orders:
@@ -27,23 +27,23 @@ def test_every_epoch_visits_every_image_once_in_a_new_order(count, batch_size):
 
 
 def test_the_stream_goes_on_from_a_saved_state():
-    stream = batches(numbered(10), batch_size=3, count=20, seed=0)
+    stream = iterate(ShuffledBatches(numbered(10), 3, 20, 0))
     for _ in range(7):
         next(stream)
     state = stream.get_state()
     rest = [batch["label"].tolist() for batch in stream]
-    again = batches(numbered(10), batch_size=3, count=20, seed=0)
+    again = iterate(ShuffledBatches(numbered(10), 3, 20, 0))
     again.set_state(state)
     assert [batch["label"].tolist() for batch in again] == rest
     assert len(rest) == 13
 
 
 def test_mirroring_reverses_rows_of_about_half_of_the_images():
-    stream = batches(numbered(100), batch_size=100, count=20, seed=0, augment=Augment((1, 2, 3), flip=True))
+    stream = iterate(ShuffledBatches(numbered(100), 100, 20, 0, Augment((1, 2, 3), flip=True)))
     mirrored = 0
     for batch in stream:
-        plain = numbered(100).image[batch["label"]].reshape(-1, 2, 3)
-        image = batch["image"].reshape(-1, 2, 3)
+        plain = numbered(100).input[batch["label"]].reshape(-1, 2, 3)
+        image = batch["input"].reshape(-1, 2, 3)
         same, reverse = (image == plain).all((1, 2)), (image == plain[..., ::-1]).all((1, 2))
         assert (same | reverse).all()
         mirrored += int((~same).sum())
@@ -74,15 +74,15 @@ def test_randomized_labels(fraction):
     assert (changed.label != split.label).mean() == pytest.approx(0.9 * fraction, abs=0.02)
     assert changed.label.min() >= 0
     assert changed.label.max() <= 9
-    assert changed.image is split.image
+    assert changed.input is split.input
     np.testing.assert_array_equal(changed.label, randomize_labels(split, fraction, 10, seed=1).label)
 
 
 def test_digits_are_whole_and_only_training_labels_are_randomized():
     images = load_digits()
-    assert images.train.image.shape == (1437, 64)
-    assert images.test.image.shape == (360, 64)
-    assert images.train.image.max() == images.white == 16
+    assert images.train.input.shape == (1437, 64)
+    assert images.test.input.shape == (360, 64)
+    assert images.train.input.max() == images.white == 16
     assert set(images.test.label) == set(range(10))
     random = DataConfig(randomize_labels=1.0).load(seed=0)
     np.testing.assert_array_equal(random.test.label, images.test.label)

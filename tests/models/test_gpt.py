@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from lipzoo import msign
 from lipzoo.bound import Bound
 from lipzoo.certificate import Certificate
 from lipzoo.constraints import SvdCap
@@ -43,6 +44,14 @@ def cap_rows(array):
     return array / jnp.maximum(1, jnp.sqrt(jnp.mean(array**2, axis=-2, keepdims=True)))
 
 
+def by_products_with_the_matrix(matrix, rows, dtype):
+    """The iteration as published. On the smaller Gram matrix (the default where it is cheaper) these momenta, which are
+    ill-conditioned and moved at a learning rate of 1, end up to 0.014 away."""
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return by_products_with_the_matrix(matrix.mT, rows, dtype).mT
+    return msign.iterate(matrix / jnp.linalg.norm(matrix, axis=(-2, -1), keepdims=True), rows)
+
+
 def least_root(k):
     roots = np.roots([-(k**9), 3 * k**7, -3 * k**5, 0, k - 2.0])
     return min((r.real for r in roots if abs(r.imag) < 1e-7 and r.real > 0), default=1.0)
@@ -59,7 +68,8 @@ def published_soft_cap(weight, eta):
 
 
 @pytest.mark.parametrize(("case", "optimizer", "lr"), [("adam_none", "adamw", 0.01), ("muon_soft_cap", "muon", 1.0)])
-def test_ten_steps_end_at_the_published_weights(case, optimizer, lr):
+def test_ten_steps_end_at_the_published_weights(case, optimizer, lr, monkeypatch):
+    monkeypatch.setattr(msign, "msign", by_products_with_the_matrix)
     model, config = published_gpt(), OptimizerConfig(optimizer=optimizer, lr=lr)
     optimizer, factor = config.build(), config.factor(10)
     state, losses = optimizer.init(model), []
@@ -84,11 +94,9 @@ def test_ten_steps_end_at_the_published_weights(case, optimizer, lr):
             )
 
         model = map_weights(project, model)
-    np.testing.assert_allclose(losses, PUBLISHED[f"{case}.losses"], atol=1e-4)
+    np.testing.assert_allclose(losses, PUBLISHED[f"{case}.losses"], atol=5e-5)
     for weight in weights(model):
-        np.testing.assert_allclose(
-            weight.array, PUBLISHED[f"{case}.{weight.name}"], atol=2e-4 if case == "adam_none" else 1e-2
-        )
+        np.testing.assert_allclose(weight.array, PUBLISHED[f"{case}.{weight.name}"], atol=2e-4)
 
 
 @pytest.mark.parametrize("granularity", ["head", "matrix"])

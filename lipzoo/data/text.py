@@ -1,0 +1,135 @@
+"""Text by characters: tiny Shakespeare and an embedded corpus; random windows to train on, all the rest to test on."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Literal
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from lipzoo.data.download import cache_dir, download
+from lipzoo.data.images import Batch, Split, iterate
+from lipzoo.errors import UserError
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TRAIN_FRACTION = 0.9
+
+TextSource = Literal["shakespeare", "pydoc"]
+
+
+def load_shakespeare() -> str:
+    """The 1,115,394 characters of Karpathy's tiny Shakespeare, downloaded into the cache if they are not there."""
+    path = cache_dir() / "tinyshakespeare" / "input.txt"
+    if not path.is_file():
+        download(URL, path, SHA256)
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != SHA256:
+        raise UserError(f"{path} is damaged (its sha256 is not {SHA256}): delete it to download it again")
+    return content.decode()
+
+
+def load_pydoc() -> str:
+    """The reference text of Python's own `pydoc_data.topics`; differs a little from version to version of Python."""
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+TEXTS: dict[TextSource, Callable[[], str]] = {"shakespeare": load_shakespeare, "pydoc": load_pydoc}
+
+
+def encode(text: str, alphabet: str) -> Int[np.ndarray, " n"]:
+    """Each character's place in the alphabet. Raises UserError naming the characters that it lacks."""
+    unknown = sorted(set(text) - set(alphabet))
+    if unknown:
+        raise UserError(f"the model does not know the characters {''.join(unknown)!r}; it knows {alphabet!r}")
+    table = {character: index for index, character in enumerate(alphabet)}
+    return np.array([table[character] for character in text], np.int32)
+
+
+def windows(tokens: Int[np.ndarray, " n"], length: int) -> Split:
+    """All tokens but the first as labels of non-overlapping windows; the last one is filled up with weight 0."""
+    count = -(-(len(tokens) - 1) // length)
+    padded = np.zeros(count * length + 1, np.int32)
+    padded[: len(tokens)] = tokens
+    weight = np.arange(count * length) < len(tokens) - 1
+    shape = (count, length)
+    return Split(padded[:-1].reshape(shape), padded[1:].reshape(shape), weight.astype(np.float32).reshape(shape))
+
+
+class RandomWindows:
+    """Batch i of an endless stream: windows at random places, the same on every version and machine."""
+
+    def __init__(self, tokens: Int[np.ndarray, " n"], length: int, batch_size: int, batches: int, seed: int):
+        self._tokens = tokens
+        self._length = length
+        self._batch_size = batch_size
+        self._batches = batches
+        self._seed = seed
+
+    def __repr__(self) -> str:
+        windows = f"{self._batch_size} windows of {self._length}"
+        return f"RandomWindows({len(self._tokens)} tokens, {windows}, seed {self._seed})"
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __getitem__(self, index: int) -> Batch:
+        random = np.random.RandomState([self._seed, index])
+        first = random.randint(0, len(self._tokens) - self._length, self._batch_size)
+        chosen = self._tokens[first[:, None] + np.arange(self._length + 1)]
+        return {"input": chosen[:, :-1], "label": chosen[:, 1:]}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Text:
+    """A text as tokens, split once: the first 90% to train on."""
+
+    tokens: Int[np.ndarray, " n"]
+    test: Split
+    window: int
+    white: None = None
+
+    def batches(self, *, batch_size: int, count: int, seed: int) -> grain.DatasetIterator:
+        """The first `count` batches of random windows."""
+        return iterate(RandomWindows(self.tokens, self.window, batch_size, count, seed))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The part of a recipe that describes a text."""
+
+    data: TextSource = "pydoc"
+    """Where the text comes from: pydoc is embedded, shakespeare is downloaded into the cache."""
+    batch_size: int = 64
+    """Windows a step, over all devices."""
+    seq_len: int = 256
+    """Characters of a window."""
+    alphabet: str = ""
+    """Characters that the model knows, in the order of their tokens; by default those of the text."""
+
+    def refusal(self) -> str | None:
+        """Why there are no such data, or None."""
+        if self.batch_size < 1 or self.seq_len < 1:
+            return "--batch-size and --seq-len must be at least 1"
+        return None
+
+    def complete(self) -> "TextConfig":
+        """This with the alphabet of the text, so that a checkpoint holds its own tokenizer."""
+        return self if self.alphabet else dataclasses.replace(self, alphabet="".join(sorted(set(TEXTS[self.data]()))))
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Tokens in, tokens out."""
+        return len(self.alphabet), len(self.alphabet)
+
+    def load(self, seed: int) -> Text:
+        """The tokens of the text."""
+        tokens = encode(TEXTS[self.data](), self.alphabet)
+        train, test = np.split(tokens, [int(TRAIN_FRACTION * len(tokens))])
+        if len(train) <= self.seq_len:
+            raise UserError(f"--seq-len {self.seq_len} is longer than the text of {len(train)} characters")
+        return Text(train, windows(test, self.seq_len), self.seq_len)
