@@ -18,7 +18,6 @@ from lipzoo.constraints import (
     ConstraintName,
     SpectralNormalize,
     SpectralWeightDecay,
-    SvdCap,
     Unconstrained,
     WeightDecay,
 )
@@ -26,7 +25,7 @@ from lipzoo.data import DataConfig, TextConfig
 from lipzoo.errors import UserError
 from lipzoo.models import AbstractModule, GPTConfig, MLPConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.weight import Weight, set_caps, weights
+from lipzoo.weight import Weight, map_weights, set_caps, weights
 
 CAPS = (1e-6, 1e6)
 """Caps whose powers, up to the fourth, stay inside float32."""
@@ -153,7 +152,8 @@ class Recipe:
         """The model with fresh weights, each with its cap and under it."""
         model = self.model.build(*self.data.sizes, key=key)
         caps = {weight.name: self.cap_of(weight) for weight in weights(model)}
-        return set_caps(model, caps).project(SvdCap())
+        # Fresh weights have norm 0 or just under 1.
+        return map_weights(lambda w: w.with_array(w.array * min(1.0, w.cap)), set_caps(model, caps))
 
     def complete(self) -> "Recipe":
         """This with what has to be read from the data before a model can be built."""

@@ -42,14 +42,13 @@ class State(eqx.Module):
 def init_state(recipe: Recipe, mesh: Mesh) -> State:
     """The state before the first step, replicated over the mesh."""
 
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def init(key: Key[Array, ""]) -> State:
-        model_key, step_key = jax.random.split(key)
-        model: Any = recipe.build_model(model_key)
-        opt_state = recipe.optimizer.build().init(model)
-        return State(model, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(step_key))
-
-    return init(jax.random.key(recipe.training.seed))
+    model_key, step_key = jax.random.split(jax.random.key(recipe.training.seed))
+    # Step by step: compiled as one, the factorizations of a GPT's first weights run at once, and on few cores XLA's CPU
+    # backend then waits for ever.
+    model: Any = jax.device_put(recipe.build_model(model_key), replicated(mesh))
+    opt_state = recipe.optimizer.build().init(model)
+    state = State(model, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(step_key))
+    return jax.device_put(state, replicated(mesh))
 
 
 def make_train_step(recipe: Recipe, mesh: Mesh, white: int | None) -> TrainStep:
