@@ -90,8 +90,8 @@ def randomize_labels(split: Split, fraction: float, classes: int, seed: int) -> 
 class ShuffledBatches:
     """Batch i of an endless stream: every epoch is a new permutation, and batches run across epochs.
 
-    A random-access source of whole batches: grain's own shuffle and batch work record by record, 4 to 9 ms for 512
-    CIFAR images where this gather takes 0.3 (`benchmarks/`). NumPy's RandomState has a frozen stream, so a batch is the
+    A random-access source of whole batches: grain's own shuffle and batch work record by record, where one gather takes
+    a fraction of the time (`benchmarks/cifar_step.py`). NumPy's RandomState has a frozen stream, so a batch is the
     same on every version and machine.
     """
 

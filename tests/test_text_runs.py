@@ -1,0 +1,94 @@
+"""Runs of a GPT on text: caps hold after every step, runs resume, certify and are refused as those of images."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import pytest
+
+import lipzoo
+from lipzoo.certificate import Certificate
+from lipzoo.cli import parse
+from lipzoo.data import TextConfig
+from lipzoo.errors import UserError
+from lipzoo.loop import train
+from lipzoo.models import GPTConfig
+from lipzoo.optim import OptimizerConfig
+from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.report import read_metrics
+from lipzoo.sharding import batched, make_mesh
+from lipzoo.train import init_state, make_train_step
+from lipzoo.weight import weights
+from recipes import shakespeare_gpt
+from tests.conftest import svd_norm
+
+SMALL = Recipe(
+    name="small_gpt",
+    model=GPTConfig(depth=2, width=16, heads=2),
+    data=TextConfig(data="pydoc", batch_size=8, seq_len=16),
+    optimizer=OptimizerConfig(lr=0.5),
+    constraint=ConstraintConfig(sigma_max=1.0),
+    training=TrainingConfig(steps=12, log_interval=2, val_interval=12, save_interval=4),
+)
+
+
+@pytest.mark.parametrize("granularity", ["head", "matrix"])
+@pytest.mark.parametrize("constraint", ["soft-cap", "hard-cap", "spectral-normalize", "stiefel", "svd-cap"])
+def test_caps_of_every_head_and_row_hold_after_each_step(granularity, constraint):
+    recipe = dataclasses.replace(
+        SMALL,
+        model=dataclasses.replace(SMALL.model, granularity=granularity),
+        optimizer=OptimizerConfig(lr=5.0, schedule="constant"),
+        constraint=ConstraintConfig(constraint, sigma_max=1.0),
+    ).complete()
+    recipe.check()
+    mesh = make_mesh(1)
+    state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, None)
+    for batch in recipe.data.load(0).batches(batch_size=8, count=25, seed=0):
+        state, _ = train_step(state, jax.device_put(batch, batched(mesh)))
+        for weight in weights(state.model):
+            assert svd_norm(weight.array).max() <= weight.cap
+    certificate = Certificate.of(state.model)
+    assert certificate.certified.log_lipschitz <= certificate.a_priori.log_lipschitz
+    assert train_step._cache_size() == 1
+
+
+def test_a_run_on_text_validates_stores_its_tokenizer_resumes_and_certifies(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(SMALL, whole, resume=False) == 0
+    assert train(SMALL, parts, resume=False) == 0
+    shutil.rmtree(parts / "checkpoints" / "12")
+    assert train(SMALL, parts, resume=True) == 0
+    first, second = (json.loads((run / "certificate.json").read_text()) for run in (whole, parts))
+    assert first["weights_sha256"] == second["weights_sha256"]
+    assert first["published_formula"] is None
+    assert first["certified"]["lipschitz"] <= first["a_priori"]["lipschitz"]
+    loaded = lipzoo.load(whole)
+    assert loaded.recipe.data.alphabet == SMALL.complete().data.alphabet
+    assert 0 < read_metrics(whole / "metrics.jsonl")[-1]["val_loss"] < 10
+
+
+REFUSED = [
+    (["--width", "30"], "--width must be divisible by 8"),
+    (["--heads", "0"], "--depth and --heads"),
+    (["--seq-len", "0"], "--batch-size and --seq-len"),
+    (["--softmax-scale", "-1"], "--softmax-scale must be positive"),
+    (["--residual-scale", "99"], "--residual-scale must be positive and at most 6"),
+    (["--blocks-mass", "inf"], "--blocks-mass must be positive"),
+    (["--lr", "100"], "--lr 100 is too high for blocks.q"),
+    (["--embedding-cap", "0"], "the cap of embedding must lie between"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=[" ".join(a) for a, _ in REFUSED])
+def test_impossible_transformers_are_refused(arguments, message):
+    line = parse(shakespeare_gpt.RECIPE, ["--data", "pydoc", *arguments])
+    with pytest.raises(UserError) as error:
+        line.recipe.check()
+    assert message in str(error.value)
+
+
+def test_recipes_of_text_survive_json():
+    recipe = SMALL.complete()
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
