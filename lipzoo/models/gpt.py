@@ -67,7 +67,7 @@ class Stack(AbstractModule):
         """One block, its weights named after its place."""
 
         def take(weight: Weight) -> Weight:
-            name = weight.name.replace("blocks.", f"blocks.{index}.")
+            name = f"blocks.{index}.{weight.name.removeprefix('blocks.')}"  # Certificates tell weights by name.
             return dataclasses.replace(weight, array=_take(weight.array, index), name=name)
 
         return map_weights(take, self.blocks)

@@ -16,9 +16,10 @@ from lipzoo import msign
 from lipzoo.bound import Bound
 from lipzoo.certificate import Certificate
 from lipzoo.constraints import SvdCap
-from lipzoo.models import GPT
+from lipzoo.models import GPT, Linear, Sequential
+from lipzoo.models.gpt import PerToken, Stack
 from lipzoo.optim import OptimizerConfig
-from lipzoo.weight import cap_norm, exact_norm, map_weights, set_caps, weights
+from lipzoo.weight import Weight, cap_norm, exact_norm, map_weights, set_caps, weights
 
 PUBLISHED = np.load(Path(__file__).parents[1] / "fixtures" / "gpt_parity.npz")
 
@@ -109,6 +110,16 @@ def test_the_scan_is_the_loop(granularity):
     np.testing.assert_allclose(gpt(tokens), gpt.scale(jax.vmap(gpt.head)(x)), atol=1e-5)
     assert [w.name for w in gpt.matrices()][1:4] == ["blocks.0.q", "blocks.0.k", "blocks.0.v"]
     assert len(gpt.matrices()) == 2 + 6 * 3
+
+
+def test_blocks_of_any_names_are_certified_one_by_one():
+    """Norms are looked up by name, so a small first block must not stand for a large second one."""
+    arrays = jnp.stack([0.1 * jnp.eye(4), 10 * jnp.eye(4)])
+    stack = Stack(PerToken(Linear(Weight(arrays, "w"))), 2)
+    x, v = jnp.ones((3, 4)), jnp.ones((3, 4))
+    gain = jnp.linalg.norm(jax.jvp(stack, (x,), (v,))[1]) / jnp.linalg.norm(v)
+    certificate = Certificate.of(Sequential([stack]))
+    assert float(gain) * (1 - 1e-6) <= certificate.lipschitz == pytest.approx(1.0)
 
 
 def test_a_token_depends_on_itself_and_earlier_ones_only():
