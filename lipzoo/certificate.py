@@ -12,6 +12,7 @@ from rich.text import Text
 
 from lipzoo.bound import Bound, format_power, round_up_digits
 from lipzoo.models import AbstractModule
+from lipzoo.published import published_bound
 from lipzoo.weight import Weight, cap_norm, check_names, exact_norm
 
 STATEMENT = (
@@ -46,8 +47,8 @@ class Certificate:
     - `rows`: one per weight.
     - `a_priori`: the bound from the caps alone, before training; true as long as every cap holds (`caps_hold`).
     - `certified`: the bound from the float64 norms of the weights.
-    - `published`: the formula of Newhouse et al. 2025, for comparison: for MLPs it coincides with the
-      certified bound; for sequences of tokens it is not given.
+    - `published`: the formula of the paper that the model comes from, for comparison (see `lipzoo.published`): no bound
+      for transformers; None where there is none.
     - `l2_factor`: times L gives the ℓ₂ → ℓ₂ constant, √(outputs/inputs); None for sequences of tokens.
     - `statement`: what is proved.
     """
@@ -60,8 +61,10 @@ class Certificate:
     statement: str
 
     @staticmethod
-    def of(model: AbstractModule, radius: float = 1.0) -> "Certificate":
+    def of(model: AbstractModule, radius: float = 1.0, window: int | None = None) -> "Certificate":
         """The certificate of a model in memory, for inputs of RMS norm at most `radius` (1 for pixels in [0, 1]).
+
+        `window` is the number of tokens in a sequence, which the published formula of LipsFormer wants to know.
 
         **Raises:** ValueError if a weight holds NaN or infinite entries, if two weights share a name, if there are
         none, or if the radius is not positive and finite.
@@ -80,7 +83,7 @@ class Certificate:
         rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in matrices)
         l2_factor = None if model.tokens else math.sqrt(matrices[-1].array.shape[-2] / matrices[0].array.shape[-1])
         statement = TOKEN_STATEMENT if model.tokens else STATEMENT
-        published = None if model.tokens else certified
+        published = published_bound(model, start, exact, window)
         return Certificate(rows, model.bound(start, cap_norm), certified, published, l2_factor, statement)
 
     @property
@@ -120,7 +123,7 @@ class Certificate:
         a_priori = "a priori (caps)" if self.caps_hold else "a priori (a cap does not hold)"
         named = {"certified": self.certified, a_priori: self.a_priori}
         if self.published is not None:
-            named["published formula"] = self.published
+            named["published formula" if self.l2_factor else "published formula (no bound)"] = self.published
         for name, bound in named.items():
             log10 = float(bound.log10_lipschitz)
             radius = format_power(math.log10(bound.radius) if bound.radius > 0 else -math.inf)

@@ -68,15 +68,7 @@ class Checkpoints:
     def save(self, state: State, data: grain.DatasetIterator, recipe: Recipe, metrics: Mapping[str, float]) -> None:
         """Writes a checkpoint in the background; it appears under its step once it is complete."""
         model, rest = weight_arrays(state.model), _rest_arrays(state)
-        items = ocp.args.Composite(
-            model=ocp.args.StandardSave(model),
-            rest=ocp.args.StandardSave(rest),
-            data=CheckpointSave(data),
-            recipe=ocp.args.JsonSave({"lipzoo": lipzoo.__version__, "recipe": recipe.to_json()}),
-            digests=ocp.args.JsonSave(
-                {"model": digest(model), "rest": digest(rest), "recipe": _json_digest(recipe.to_json())}
-            ),
-        )
+        items = ocp.args.Composite(**_items({"model": model, "rest": rest}, recipe), data=CheckpointSave(data))
         step = int(state.step)
         self._check_space(sum(array.nbytes for array in (*model.values(), *rest.values())))
         with self._writing():
@@ -126,6 +118,24 @@ class Checkpoints:
                 f"could not write a checkpoint to {self._manager.directory} ({reason}): earlier checkpoints are whole; "
                 f"free some space and go on with --resume {Path(self._manager.directory).parent}"
             ) from error
+
+
+def save_model(run: Path, step: int, model: AbstractModule, recipe: Recipe) -> Path:
+    """Writes a checkpoint of weights alone: tools can load it, but no run can go on from it."""
+    path = (run / "checkpoints" / str(step)).absolute()
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path, ocp.args.Composite(**_items({"model": weight_arrays(model)}, recipe)))
+    return path
+
+
+def _items(arrays: Mapping[str, Arrays], recipe: Recipe) -> dict[str, Any]:
+    """Arrays, recipe, and the digests of both, as Orbax takes them."""
+    digests = {name: digest(part) for name, part in arrays.items()} | {"recipe": _json_digest(recipe.to_json())}
+    return {
+        **{name: ocp.args.StandardSave(part) for name, part in arrays.items()},
+        "recipe": ocp.args.JsonSave({"lipzoo": lipzoo.__version__, "recipe": recipe.to_json()}),
+        "digests": ocp.args.JsonSave(digests),
+    }
 
 
 def weight_arrays(model: AbstractModule) -> Arrays:

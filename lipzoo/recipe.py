@@ -64,11 +64,14 @@ class ConstraintConfig:
     def of(self, weight: Weight) -> Constraint:
         """The constraint of one weight.
 
-        A bias, and each row of an embedding, has one singular value, its norm; stiefel and spectral-hammer would never
-        let it be small. So whatever caps holds these by spectral-normalize, and what does not leaves them free.
+        A bias, a gain, and each row of an embedding have one singular value, their norm; stiefel and spectral-hammer
+        would never let it be small. So whatever caps holds these by spectral-normalize, and what does not leaves them
+        free.
         """
+        if weight.role == "position":
+            return Unconstrained()
         constraint = self.make(_override(self.constraint_overrides, weight.name) or self.constraint)
-        if weight.role not in ("bias", "embedding") or isinstance(constraint, WeightDecay):
+        if weight.role not in ("bias", "gain", "embedding") or isinstance(constraint, WeightDecay):
             return constraint
         return SpectralNormalize() if constraint.caps else Unconstrained()
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from lipzoo import norms
 from lipzoo.bound import Scalar
 
-Role = Literal["hidden", "head", "bias", "embedding"]
+Role = Literal["hidden", "head", "bias", "gain", "position", "embedding"]
 Tree = TypeVar("Tree")
 
 
@@ -26,7 +26,9 @@ class Weight(eqx.Module):
 
     - `array`: float, shape (..., out, in). A bias is a matrix of one column: its RMS→RMS norm is its RMS norm.
     - `name`: unique in its model; the row of the certificate and the key of per-layer overrides.
-    - `role`: what the matrix does: `hidden`, `head`, `bias`, or `embedding` (each row a matrix of one column).
+    - `role`: what the matrix does: `hidden`, `head`, `bias`, `gain` (1×1 matrices that multiply single entries),
+      `position` (added to attention logits: in no bound, and never constrained), or `embedding` (each row a matrix of
+      one column).
     - `cap`: the RMS→RMS norm that constraints hold it under; infinite if it is free.
     - `share`: the fraction of the learning rate that it gets (modular norm, Large et al. 2024, arXiv 2405.14813).
     """

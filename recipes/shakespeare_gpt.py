@@ -12,7 +12,7 @@ RECIPE = Recipe(
     data=TextConfig(data="shakespeare"),
     optimizer=OptimizerConfig(optimizer="muon", lr=1.0),
     constraint=ConstraintConfig(constraint="soft-cap", sigma_max=1.0),
-    training=TrainingConfig(steps=2000, log_interval=10, val_interval=250, save_interval=250),
+    training=TrainingConfig(steps=2000, accum_steps=8, log_interval=10, val_interval=250, save_interval=250),
 )
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,13 +11,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lipzoo.bound import Bound, Scalar, namespace, round_up
-from lipzoo.models.layers import AbstractModule
+from lipzoo.models.layers import AbstractModule, Cache, Position, RMSNorm
 from lipzoo.weight import Measure, Weight
 
 ROTARY_BASE = 10_000.0
+Heads = Float[Array, "heads time size"]
 
 
-def rotate(x: Float[Array, "*batch time size"], first: int | Array = 0) -> Float[Array, "*batch time size"]:
+def rotate(x: Float[Array, "*batch time size"], first: Position = 0) -> Float[Array, "*batch time size"]:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864).
 
     Turns the pair (xᵢ, xᵢ₊ₛ), s = size/2, of the token at position t by the angle t·10000^(-i/s): a rotation of every
@@ -32,6 +34,34 @@ def rotate(x: Float[Array, "*batch time size"], first: int | Array = 0) -> Float
     return jnp.concatenate([cos * left + sin * right, cos * right - sin * left], axis=-1)
 
 
+def attend(
+    q: Float[Array, "heads queries size"],
+    k: Float[Array, "heads keys size"],
+    v: Float[Array, "heads keys size"],
+    first: Position,
+    bias: Float[Array, "heads reach"] | None,
+) -> Float[Array, "heads queries size"]:
+    """softmax(qkᵀ + b)v, where query i, at position `first` + i, looks at keys 0, …, `first` + i.
+
+    b depends on the distance alone; distances beyond its reach share its last entry.
+    """
+    scores = jnp.einsum("hqe,hke->hqk", q, k).astype(jnp.float32)
+    distance = (first + jnp.arange(q.shape[1]))[:, None] - jnp.arange(k.shape[1])[None, :]
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32)[:, jnp.clip(distance, 0, bias.shape[1] - 1)]
+    scores = jnp.where((distance >= 0)[None], scores, -jnp.inf)
+    share = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = share.sum(-1, keepdims=True)
+    return jnp.einsum("hqk,hke->hqe", share.astype(v.dtype), v) / total.astype(v.dtype)
+
+
+class _Side(NamedTuple):
+    """Bounds of q, k or v: how much they change per change of the input, and how large they are."""
+
+    gain: Scalar
+    radius: Scalar
+
+
 class Attention(AbstractModule):
     """x ↦ c·W_O concatᵢ softmax(s·qᵢkᵢᵀ/d_h) vᵢ, causal; qᵢ = rotate(W_Q,i x), kᵢ = rotate(W_K,i x), vᵢ = W_V,i x.
 
@@ -43,6 +73,10 @@ class Attention(AbstractModule):
       matrix (granularity `matrix`). Caps, orthogonalization and shares follow that choice.
     - `out`: W_O, of shape (d, d).
     - `softmax_scale`: s ≥ 0. `output_scale`: c.
+    - `bias`: added to the logits by distance, shape (heads, reach, 1); the last entry is for all distances beyond. It
+      does not depend on x, so sharp attention to nearby tokens costs nothing in the bound, where sharp attention to
+      content costs 2s.
+    - `qk_epsilon`, `v_epsilon`: where given, every head's q and k (or v) is divided by √(mean square + ε).
     """
 
     q: Weight
@@ -52,6 +86,9 @@ class Attention(AbstractModule):
     heads: int = eqx.field(static=True)
     softmax_scale: float = eqx.field(static=True, default=1.0)
     output_scale: float = eqx.field(static=True, default=1 / 3)
+    bias: Weight | None = None
+    qk_epsilon: float | None = eqx.field(static=True, default=None)
+    v_epsilon: float | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         width = self.out.array.shape[-1]
@@ -59,38 +96,66 @@ class Attention(AbstractModule):
             raise ValueError(f"{self.heads} heads need a width divisible by {2 * self.heads}, got {width}")
 
     def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time d"]:
-        q, k, v = (jnp.einsum("hed,td->hte", self._split(weight).array, x) for weight in (self.q, self.k, self.v))
-        q, k = rotate(q), rotate(k)
-        scores = jnp.einsum("hqe,hke->hqk", q, k) * (self.softmax_scale / q.shape[-1])
-        time = x.shape[0]
-        causal = jnp.tril(jnp.ones((1, time, time), bool))
-        share = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf).astype(jnp.float32), axis=-1).astype(x.dtype)
-        joined = jnp.einsum("hqk,hke->qhe", share, v).reshape(time, -1)
+        q, k, v = self._project(x, 0)
+        return self._output(q, k, v, 0)
+
+    def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
+        q, k, v = self._project(x, first)
+        start = (0, first, 0)
+        keys, values = (jax.lax.dynamic_update_slice(old, new, start) for old, new in zip(cache, (k, v), strict=True))
+        return self._output(q, keys, values, first), (keys, values)
+
+    def _project(self, x: Float[Array, "time d"], first: Position) -> tuple[Heads, Heads, Heads]:
+        q, k, v = (self._by_head(x @ w.array.reshape(-1, x.shape[-1]).mT) for w in (self.q, self.k, self.v))
+        if self.qk_epsilon is not None:
+            q, k = RMSNorm(self.qk_epsilon)(q), RMSNorm(self.qk_epsilon)(k)
+        if self.v_epsilon is not None:
+            v = RMSNorm(self.v_epsilon)(v)
+        return rotate(q, first), rotate(k, first), v
+
+    def _by_head(self, x: Float[Array, "time d"]) -> Heads:
+        return x.reshape(x.shape[0], self.heads, -1).swapaxes(0, 1)
+
+    def _output(
+        self,
+        q: Float[Array, "heads queries size"],
+        k: Float[Array, "heads keys size"],
+        v: Float[Array, "heads keys size"],
+        first: Position,
+    ) -> Float[Array, "queries d"]:
+        bias = None if self.bias is None else self.bias.array[..., 0]
+        joined = attend(self.softmax_scale / q.shape[-1] * q, k, v, first, bias)
+        joined = joined.swapaxes(0, 1).reshape(q.shape[1], -1)
         return self.output_scale * (joined @ self.out.array.mT)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """The smallest of the valid forms, for sequences measured by their largest token.
 
-        With Q_i, K_i, V_i the heads' RMS→RMS norms, every token of norm at most r, and any mask:
+        Let every token have a norm of at most r, and let Q_i, K_i, V_i be the RMS→RMS norms of the heads' maps to qᵢ,
+        kᵢ, vᵢ, hence ‖qᵢ‖ ≤ q_i = Q_i r and so on. (Where a head is normalized with ε, its map has Q_i/√ε instead, and
+        q_i = min(1, Q_i r/√ε).) Any mask will do:
 
-        1. Rows of a softmax are positive and sum to one, so within a head ‖AΔv‖ ≤ max‖Δv‖ and ‖Av‖ ≤ V_i r.
-        2. The ℓ₁ norm of a row of ΔA is at most the largest |Δs_j|, and |Δs| ≤ s(‖Δq‖‖k‖ + ‖q‖‖Δk‖) ≤ 2sQ_iK_i r‖Δx‖.
+        1. Rows of a softmax are positive and sum to one, so within a head ‖AΔv‖ ≤ max‖Δv‖ and ‖Av‖ ≤ v_i.
+        2. The ℓ₁ norm of a row of ΔA is at most the largest |Δs_j|, and |Δs| ≤ s(‖Δq‖‖k‖ + ‖q‖‖Δk‖), which is at most
+           s(Q_ik_i + q_iK_i)‖Δx‖.
         3. Heads attend to different tokens, so the joined norm² is the mean of the heads' norms², bounded one by one:
-           L (a) is √mean_i (V_i(1 + 2sQ_iK_i r²))².
-        4. Or with Q = ‖W_Q‖ for all heads together: ‖Δq‖ ≤ Q‖Δx‖ and ‖q‖ ≤ Q r for the one token that asks, hence
-           L (b) is √mean V_i² + 2s r² Q max K_iV_i.
+           L (a) is √mean_i (V_i + s(Q_ik_i + q_iK_i)v_i)².
+        4. Or with Q and q for all heads together: √mean‖Δqᵢ‖² ≤ Q‖Δx‖ and √mean‖qᵢ‖² ≤ q for the one token that asks,
+           hence L (b) is √mean V_i² + s(Q max k_iv_i + q max K_iv_i).
 
         W_O takes zᵢ per head to at most ‖W_O‖√mean zᵢ², and to at most Σ‖W_O,i‖zᵢ with its column blocks.
         """
-        q, k, v = (measure(self._split(weight)) for weight in (self.q, self.k, self.v))
-        xp = namespace(incoming.radius, v)
+        r, eps = incoming.radius, self.qk_epsilon
+        q, k, joined = (_side(measure(w), r, eps) for w in (self._split(self.q), self._split(self.k), self._joined()))
+        v = _side(measure(self._split(self.v)), r, self.v_epsilon)
+        xp, s = namespace(r, v.gain), self.softmax_scale
         with np.errstate(over="ignore", invalid="ignore"):
-            slope = 2 * self.softmax_scale * incoming.radius**2
-            by_head = self._through(v * (1 + slope * q * k), measure)
-            joined = xp.sqrt(xp.mean(v * v)) + slope * measure(self._joined(self.q)) * xp.max(k * v)
-            gain = xp.minimum(by_head, measure(self.out) * joined)
-            gain = round_up(xp.where(xp.isnan(gain), math.inf, gain)[()], operations=4 * self.heads + 32)
-        radius = incoming.scale(self._through(v, measure)).radius
+            by_head = self._through(v.gain + s * (q.gain * k.radius + q.radius * k.gain) * v.radius, measure)
+            change = joined.gain * xp.max(k.radius * v.radius) + joined.radius * xp.max(k.gain * v.radius)
+            together = measure(self.out) * (xp.sqrt(xp.mean(v.gain * v.gain)) + s * change)
+            gain = xp.minimum(by_head, together)
+            gain = round_up(xp.where(xp.isnan(gain), math.inf, gain)[()], operations=4 * self.heads + 64)
+        radius = round_up(self._through(v.radius, measure))
         return Bound(radius, incoming.scale(gain).log_lipschitz).scale(abs(self.output_scale))
 
     def _through(self, z: Scalar, measure: Measure) -> Scalar:
@@ -100,9 +165,9 @@ class Attention(AbstractModule):
         blocks = xp.sum(measure(self._columns()) * z)
         return round_up(xp.minimum(whole, blocks), operations=4 * self.heads + 16)
 
-    def _joined(self, weight: Weight) -> Weight:
+    def _joined(self) -> Weight:
         """The heads of q as one (d, d) matrix: if each has at most σ, so has it, whose norm² is at most their mean."""
-        return weight.with_array(weight.array.reshape(-1, weight.array.shape[-1]))
+        return self.q.with_array(self.q.array.reshape(-1, self.q.array.shape[-1]))
 
     def _split(self, weight: Weight) -> Weight:
         """The heads of q, k or v as (heads, d_h, d) with their caps.
@@ -120,3 +185,12 @@ class Attention(AbstractModule):
         size = self.out.array.shape[0]
         array = self.out.array.reshape(size, self.heads, -1).swapaxes(0, 1)
         return dataclasses.replace(self.out, array=array, cap=self.out.cap / math.sqrt(self.heads))
+
+
+def _side(norm: Scalar, radius: Scalar, epsilon: float | None) -> _Side:
+    """From the norm of a head's matrix, and from ε if its result is divided by √(mean square + ε)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        xp = namespace(norm, radius)
+        gain = norm if epsilon is None else norm / math.sqrt(epsilon)
+        size = xp.where(gain == 0, 0.0, gain * radius)  # A zero matrix makes nothing even of what has no bound.
+        return _Side(gain, size if epsilon is None else xp.minimum(size, 1.0))

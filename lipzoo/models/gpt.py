@@ -1,6 +1,7 @@
 """A GPT whose blocks are stacked, so that equal matrices are one array for optimizer and constraints."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar, Literal
 
@@ -11,13 +12,32 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lipzoo.bound import Bound, namespace
 from lipzoo.models.attention import Attention
-from lipzoo.models.layers import GELU, GELU_DIVISOR, AbstractModule, ConvexResidual, Linear, Scale, Sequential
-from lipzoo.models.mlp import semi_orthogonal
+from lipzoo.models.init import BELOW_CAP, Init, fresh
+from lipzoo.models.layers import (
+    GELU,
+    GELU_DIVISOR,
+    NORM_EPSILON,
+    AbstractModule,
+    AbstractResidual,
+    Cache,
+    ConvexResidual,
+    GroupSort,
+    Identity,
+    Linear,
+    PerToken,
+    Position,
+    Residual,
+    RMSNorm,
+    Scale,
+    Sequential,
+    SquaredReLU,
+    Tanh,
+    layer_norm,
+)
+from lipzoo.models.lipsformer import lipsformer_block
 from lipzoo.weight import Measure, Weight, check_names, map_weights
 
 Granularity = Literal["head", "matrix"]
-OUTPUT_SCALE = 1 / 3
-"""Fixed factor on attention: with unit norms, 1/3 makes it 1-Lipschitz on tokens of norm at most one."""
 
 
 class Embedding(AbstractModule):
@@ -34,18 +54,6 @@ class Embedding(AbstractModule):
         return Bound(namespace(rows).max(rows), incoming.log_lipschitz)
 
 
-class PerToken(AbstractModule):
-    """A map of vectors on every token. Sequences are measured by their largest token, so the bound is the same."""
-
-    module: AbstractModule
-
-    def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time out"]:
-        return jax.vmap(self.module)(x)
-
-    def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        return self.module.bound(incoming, measure)
-
-
 class Stack(AbstractModule):
     """Equal blocks one after the other, held as one block whose arrays have a leading axis, and run by a scan."""
 
@@ -53,10 +61,22 @@ class Stack(AbstractModule):
     depth: int = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time d"]:
+        # The backward pass keeps what each weight's product gave and computes the rest anew (scores, activations): that
+        # costs less than writing and reading it.
+        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
+        @functools.partial(jax.checkpoint, policy=keep, prevent_cse=False)
         def run(x: Array, block: AbstractModule) -> tuple[Array, None]:
             return block(x), None
 
         return jax.lax.scan(run, x, self.blocks)[0]
+
+    def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
+        def run(x: Array, block_and_cache: tuple[AbstractModule, Cache]) -> tuple[Array, Cache]:
+            block, cache = block_and_cache
+            return block.extend(x, cache, first)
+
+        return jax.lax.scan(run, x, (self.blocks, cache))
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         for index in range(self.depth):
@@ -82,103 +102,29 @@ def _take(array: Any, index: int) -> Any:
     return array[index]
 
 
-class GPT(AbstractModule):
-    """Embedding → N blocks of two convex residuals (attention, then d → 4d → d with GELU/c) → head → scale.
-
-    With α = `residual_scale`/(2N) each block is x ← (1-α)x + α·attention(x), x ← (1-α)x + α·MLP(x).
-
-    The modular norm gives embedding and head the mass 1 each and all 6N block matrices together `blocks_mass`; a share
-    is the mass over the total, divided by the constant factors downstream: α, the 1/3 of attention (for q, k, v), and
-    the final scale.
-
-    !!! example
-
-        ```python
-        gpt = GPT(65, 256, depth=3, heads=4, cap=1.0, key=jax.random.key(0))
-        logits = jax.vmap(gpt)(tokens)  # (batch, time) → (batch, time, 65)
-        ```
-    """
-
-    tokens: ClassVar[bool] = True
-    embedding: Embedding
-    stack: Stack
-    head: Linear
-    scale: Scale
-
-    def __init__(
-        self,
-        vocabulary: int,
-        width: int,
-        *,
-        depth: int,
-        heads: int,
-        granularity: Granularity = "head",
-        softmax_scale: float = 1.0,
-        residual_scale: float = 1.0,
-        final_scale: float = 1.0,
-        blocks_mass: float = 32.0,
-        gelu_divisor: float = GELU_DIVISOR,
-        zero_init: bool = True,
-        cap: float = math.inf,
-        key: PRNGKeyArray,
-    ):
-        alpha = residual_scale / (2 * depth)
-        total = (2 + blocks_mass) * final_scale
-        share = blocks_mass / (6 * depth) / total / alpha
-        keys = jax.random.split(key, depth + 2)
-        norm = min(1.0, cap) * (1 - 1e-5)
-
-        def matrix(key: PRNGKeyArray, name: str, shape: tuple[int, ...], share: float, zero: bool) -> Weight:
-            out_size, in_size = shape[-2:]
-            count = math.prod(shape[:-2])
-            draw = jax.vmap(lambda key: semi_orthogonal(key, out_size, in_size, norm))
-            array = jnp.zeros(shape) if zero else draw(jax.random.split(key, count)).reshape(shape)
-            return Weight(array, f"blocks.{name}", "hidden", cap, share)
-
-        def block(key: PRNGKeyArray) -> AbstractModule:
-            q, k, v, out, up, down = jax.random.split(key, 6)
-            shape = (heads, width // heads, width) if granularity == "head" else (width, width)
-            inner = share / OUTPUT_SCALE
-            attention = Attention(
-                matrix(q, "q", shape, inner, False),
-                matrix(k, "k", shape, inner, False),
-                matrix(v, "v", shape, inner, False),
-                matrix(out, "out", (width, width), share, zero_init),
-                heads,
-                softmax_scale,
-                OUTPUT_SCALE,
-            )
-            up_layer = Linear(matrix(up, "up", (4 * width, width), share, False))
-            down_layer = Linear(matrix(down, "down", (width, 4 * width), share, zero_init))
-            mlp = PerToken(Sequential([up_layer, GELU(gelu_divisor), down_layer]))
-            return Sequential([ConvexResidual(attention, alpha), ConvexResidual(mlp, alpha)])
-
-        rows = jax.random.normal(keys[0], (vocabulary, width, 1))
-        rows = rows / jnp.sqrt(jnp.mean(rows**2, axis=1, keepdims=True)) * (1 - 1e-5)
-        head = jnp.zeros((vocabulary, width)) if zero_init else semi_orthogonal(keys[1], vocabulary, width, norm)
-        self.embedding = Embedding(Weight(rows, "embedding", "embedding", cap, 1 / total))
-        self.stack = Stack(eqx.filter_vmap(block)(keys[2:]), depth)
-        self.head = Linear(Weight(head, "head", "head", cap, 1 / total))
-        self.scale = Scale(final_scale)
-        check_names(self)
-
-    def __call__(self, x: Int[Array, " time"]) -> Float[Array, "time vocabulary"]:
-        hidden = self.stack(self.embedding(x))
-        return self.scale(jax.vmap(self.head)(hidden))
-
-    def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        for module in (self.embedding, self.stack, self.head, self.scale):
-            incoming = module.bound(incoming, measure)
-        return incoming
-
-    def matrices(self) -> list[Weight]:
-        return [self.embedding.table, *self.stack.matrices(), self.head.weight]
+OF_GPT = (
+    "norm",
+    "residual",
+    "qk_norm",
+    "activation",
+    "gelu_divisor",
+    "residual_scale",
+    "attention_scale",
+    "relative_bias",
+)
+"""Options that LipsFormer has no use for."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GPTConfig:
-    """The part of a recipe that describes a GPT."""
+    """The part of a recipe that describes a transformer.
 
+    The defaults are the Lipschitz GPT of Newhouse et al. 2025. `norm`, `residual`, `qk_norm`, `logit_softcap` and
+    `activation` make the usual GPT of it, whose bound is huge: each normalization layer counts as 1/√epsilon.
+    """
+
+    architecture: Literal["gpt", "lipsformer"] = "gpt"
+    """gpt, or the blocks of LipsFormer (Qi et al. 2023), whose temperature is --softmax-scale."""
     depth: int = 3
     """Blocks of attention and MLP."""
     width: int = 256
@@ -188,7 +134,11 @@ class GPTConfig:
     granularity: Granularity = "head"
     """What caps and muon take for one matrix of q, k and v: each head, or the whole."""
     softmax_scale: float = 1.0
-    """Factor on the attention logits; counts in the bound."""
+    """Factor s on the attention logits; counts as 1 + 2s in the bound."""
+    attention_scale: float = 1 / 3
+    """Factor on the output of attention with convex residuals; 1/(1 + 2s) makes it 1-Lipschitz at unit norms."""
+    relative_bias: int = 0
+    """Distances for which each head learns a bias on its attention logits; costs nothing in the bound; 0 for none."""
     residual_scale: float = 1.0
     """Residuals are (1-α)x + αf(x) with α = this over twice the blocks."""
     final_scale: float = 1.0
@@ -197,22 +147,175 @@ class GPTConfig:
     """Mass of all blocks together in the modular norm, where embedding and head have 1 each."""
     zero_init: bool = True
     """Start the head and the last matrix of every branch at zero."""
+    norm: Literal["none", "rms", "layer"] = "none"
+    """Normalization before every branch and before the head; costs a factor of 1/√epsilon each."""
+    residual: Literal["convex", "plain"] = "convex"
+    """(1-α)x + αf(x), or x + f(x)."""
+    qk_norm: bool = False
+    """Normalize the queries and keys of every head."""
+    epsilon: float = NORM_EPSILON
+    """ε of normalization layers."""
+    activation: Literal["gelu", "maxmin", "relu2"] = "gelu"
+    """Nonlinearity of the MLPs: GELU/c; maxmin, which keeps norms; or max(x, 0)², steeper the larger its input."""
+    gelu_divisor: float = GELU_DIVISOR
+    """c of GELU/c; at 1.1290 and above it is 1-Lipschitz."""
+    logit_softcap: float = 0.0
+    """c > 0 makes the logits c·tanh(z/c); 0 leaves them as they are."""
 
     def refusal(self) -> str | None:
         """Why there is no such model, or None."""
         if self.depth < 1 or self.heads < 1:
             return "--depth and --heads must be at least 1"
-        if self.width < 1 or self.width % (2 * self.heads):
+        if self.width < 2 or self.width % (2 * self.heads):
             return f"--width must be divisible by {2 * self.heads}, twice the --heads, got {self.width}"
         if not 0 < self.residual_scale <= 2 * self.depth:
             return f"--residual-scale must be positive and at most {2 * self.depth}, got {self.residual_scale}"
-        for name, value in (("softmax", self.softmax_scale), ("final", self.final_scale)):
-            if not 0 < value < math.inf:
-                return f"--{name}-scale must be positive and finite, got {value}"
-        if not 0 < self.blocks_mass < math.inf:
-            return f"--blocks-mass must be positive and finite, got {self.blocks_mass}"
+        if not 0 <= self.softmax_scale < math.inf:
+            return f"--softmax-scale must be at least 0 and finite, got {self.softmax_scale}"
+        if not 0 <= self.relative_bias <= 4096:
+            return f"--relative-bias must lie between 0 and 4096, got {self.relative_bias}"
+        for name in ("attention_scale", "final_scale", "blocks_mass", "epsilon", "gelu_divisor"):
+            if not 0 < getattr(self, name) < math.inf:
+                return f"--{name.replace('_', '-')} must be positive and finite, got {getattr(self, name)}"
+        if not 0 <= self.logit_softcap < math.inf:
+            return f"--logit-softcap must be at least 0 and finite, got {self.logit_softcap}"
+        return self._lipsformer_refusal()
+
+    def _lipsformer_refusal(self) -> str | None:
+        """LipsFormer has its own normalization, residuals and activation."""
+        default = GPTConfig()
+        for name in OF_GPT:
+            if self.architecture == "lipsformer" and getattr(self, name) != getattr(default, name):
+                return f"--{name.replace('_', '-')} is not for --architecture lipsformer"
         return None
 
-    def build(self, in_size: int, out_size: int, *, key: PRNGKeyArray) -> GPT:
+    def build(self, in_size: int, out_size: int, *, key: PRNGKeyArray) -> "GPT":
         """The model with fresh weights, all of them free. Tokens come from the vocabulary that they predict."""
-        return GPT(out_size, key=key, **dataclasses.asdict(self))
+        return GPT(out_size, self, key=key)
+
+
+class GPT(AbstractModule):
+    """Embedding → blocks of attention and MLP → head → scale.
+
+    With α = `residual_scale`/(2N) each of the N blocks is x ← (1-α)x + α·attention(x), x ← (1-α)x + α·MLP(x), where the
+    MLP is d → 4d → d with GELU/c.
+
+    The modular norm gives embedding and head the mass 1 each and all 6N block matrices together `blocks_mass`; a share
+    is the mass over the total, divided by the constant factors downstream: α, the scale of attention (for q, k, v), and
+    the final scale.
+
+    !!! example
+
+        ```python
+        gpt = GPT(65, GPTConfig(width=256, heads=4), cap=1.0, key=jax.random.key(0))
+        logits = jax.vmap(gpt)(tokens)  # (batch, time) → (batch, time, 65)
+        ```
+    """
+
+    tokens: ClassVar[bool] = True
+    embedding: Embedding
+    stack: Stack
+    norm: AbstractModule
+    head: Linear
+    scale: Sequential
+    config: GPTConfig = eqx.field(static=True)
+
+    def __init__(self, vocabulary: int, config: GPTConfig, *, cap: float = math.inf, key: PRNGKeyArray):
+        self.config = config
+        total = (2 + config.blocks_mass) * config.final_scale
+        share = config.blocks_mass / (6 * config.depth) / total
+        keys = jax.random.split(key, config.depth + 2)
+        rows = jax.random.normal(keys[0], (vocabulary, config.width, 1))
+        rows = rows / jnp.sqrt(jnp.mean(rows**2, axis=1, keepdims=True)) * BELOW_CAP
+        self.embedding = Embedding(Weight(rows, "embedding", "embedding", cap, 1 / total))
+        self.stack = Stack(eqx.filter_vmap(lambda key: _block(config, cap, share, key))(keys[2:]), config.depth)
+        self.norm = _norm(config)
+        init: Init = "zero" if config.zero_init else "orthogonal"
+        shape = (vocabulary, config.width)
+        self.head = Linear(fresh(keys[1], shape, name="head", role="head", cap=cap, share=1 / total, init=init))
+        limit = [Tanh(config.logit_softcap)] if config.logit_softcap else []
+        self.scale = Sequential([Scale(config.final_scale), *limit])
+        check_names(self)
+
+    def __call__(self, x: Int[Array, " time"]) -> Float[Array, "time vocabulary"]:
+        return self.logits(self.stack(self.embedding(x)))
+
+    def logits(self, x: Float[Array, "time d"]) -> Float[Array, "time vocabulary"]:
+        """What the head makes of the last block's output."""
+        return self.scale(jax.vmap(self.head)(self.norm(x)))
+
+    def extend(
+        self, x: Int[Array, " time"], cache: Cache, first: Position
+    ) -> tuple[Float[Array, "time vocabulary"], Cache]:
+        hidden, cache = self.stack.extend(self.embedding(x), cache, first)
+        return self.logits(hidden), cache
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        for module in (self.embedding, self.stack, self.norm, self.head, self.scale):
+            incoming = module.bound(incoming, measure)
+        return incoming
+
+    def matrices(self) -> list[Weight]:
+        return [self.embedding.table, *self.stack.matrices(), self.head.weight]
+
+
+def _norm(config: GPTConfig) -> AbstractModule:
+    return {"none": Identity(), "rms": RMSNorm(config.epsilon), "layer": layer_norm(config.epsilon)}[config.norm]
+
+
+def _block(config: GPTConfig, cap: float, share: float, key: PRNGKeyArray) -> Sequential:
+    """One block, its weights with this share of the learning rate but for what is constant downstream in the block."""
+    width, heads = config.width, config.heads
+    head_shape = (heads, width // heads, width) if config.granularity == "head" else (width, width)
+    if config.architecture == "lipsformer":
+        return lipsformer_block(
+            width,
+            heads,
+            head_shape=head_shape,
+            temperature=config.softmax_scale,
+            epsilon=config.epsilon,
+            zero_init=config.zero_init,
+            cap=cap,
+            share=share,
+            key=key,
+        )
+    convex = config.residual == "convex"
+    alpha = config.residual_scale / (2 * config.depth) if convex else 1.0
+    output_scale = config.attention_scale if convex else 1.0
+    keys = jax.random.split(key, 6)
+    last: Init = "zero" if config.zero_init else "orthogonal"
+
+    def matrix(
+        index: int, name: str, shape: tuple[int, ...], init: Init = "orthogonal", downstream: float = 1.0
+    ) -> Weight:
+        share_here = share / alpha / downstream
+        return fresh(keys[index], shape, name=f"blocks.{name}", cap=cap, share=share_here, init=init)
+
+    def residual(branch: AbstractModule) -> AbstractResidual:
+        branch = branch if config.norm == "none" else Sequential([_norm(config), branch])
+        return ConvexResidual(branch, alpha) if convex else Residual(branch)
+
+    q, k, v = (matrix(index, name, head_shape, downstream=output_scale) for index, name in enumerate("qkv"))
+    attention = Attention(
+        q,
+        k,
+        v,
+        matrix(3, "out", (width, width), last),
+        heads,
+        config.softmax_scale,
+        output_scale,
+        _relative_bias(config) if config.relative_bias else None,
+        config.epsilon if config.qk_norm else None,
+    )
+    up, down = Linear(matrix(4, "up", (4 * width, width))), Linear(matrix(5, "down", (width, 4 * width), last))
+    activations = {"gelu": GELU(config.gelu_divisor), "maxmin": GroupSort(), "relu2": SquaredReLU(4 * width)}
+    activation = activations[config.activation]
+    return Sequential([residual(attention), residual(PerToken(Sequential([up, activation, down])))])
+
+
+def _relative_bias(config: GPTConfig) -> Weight:
+    """At first head i looks mostly at the token i places back."""
+    reach, heads = config.relative_bias, config.heads
+    distance = jnp.abs(jnp.arange(reach)[None, :] - jnp.arange(heads)[:, None])
+    share = 1 / ((2 + config.blocks_mass) * config.final_scale)
+    return Weight(-distance[..., None].astype(jnp.float32), "blocks.position", "position", share=share)

@@ -14,10 +14,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lipzoo import norms
-from lipzoo.bound import Bound, format_power, weighted_sum
+from lipzoo.bound import Bound, Scalar, format_power, namespace, weighted_sum
 from lipzoo.constraints.base import Constraint, Step
 from lipzoo.weight import Measure, Weight, cap_norm, map_weights, weights
 
@@ -27,6 +27,13 @@ GELU_SLOPE = {"exact": 1.1289041451852, "tanh": 1.1289930686588}
 """sup GELU', rounded up: of x·Φ(x) at x = √2, and of the tanh form that JAX runs by default."""
 GELU_DIVISOR = 1.129
 """c above both slopes, so that GELU/c is 1-Lipschitz."""
+NORM_EPSILON = 1e-6
+"""ε of normalization layers. Their Lipschitz constant is 1/√ε."""
+
+
+Cache = tuple[Float[Array, "*blocks heads time size"], Float[Array, "*blocks heads time size"]]
+"""Keys and values of an attention, of as many tokens as there is room for."""
+Position = int | Int[Array, ""]
 
 
 class AbstractModule(eqx.Module):
@@ -49,6 +56,14 @@ class AbstractModule(eqx.Module):
         the statement is about. `measure` is `cap_norm` (a priori), `exact_norm` (certified) or `gram_norm` (inside
         jit).
         """
+
+    def extend(self, x: Float[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
+        """The output for further tokens of a sequence, the first of them at position `first`.
+
+        `cache` holds keys and values of the tokens before, and of these when it comes back. A block has one attention;
+        modules that treat tokens one by one have nothing to remember.
+        """
+        return self(x), cache
 
     def project(self: Module, constraint: Constraint, step: Step | None = None) -> Module:
         """This module with every capped weight constrained, as after an optimizer step `step`.
@@ -92,7 +107,7 @@ class Linear(AbstractModule):
     bias: Weight | None = None
 
     def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
-        y = self.weight.array @ x
+        y = x @ self.weight.array.mT  # In this order a batch of x stays in rows.
         return y if self.bias is None else y + self.bias.array[:, 0]
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
@@ -173,6 +188,77 @@ class Tanh(AbstractModule):
         return incoming.clip(self.limit)
 
 
+class SquaredReLU(AbstractModule):
+    """max(x, 0)² on vectors of `size` entries (So et al. 2021, arXiv 2109.08668): steeper the larger its input."""
+
+    size: int = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
+        return jax.nn.relu(x) ** 2
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(√n·r², 2√n·rL): no entry is above √n·r, so none is multiplied by more than that, nor is any slope above
+        twice that.
+        """
+        largest = incoming.scale(math.sqrt(self.size)).radius
+        return Bound(incoming.scale(largest).radius, incoming.scale(2 * largest).log_lipschitz)
+
+
+class RMSNorm(AbstractModule):
+    """x/√(mean x² + ε) (Zhang & Sennrich 2019, arXiv 1910.07467), without learned gains: see `Affine`."""
+
+    epsilon: float = eqx.field(static=True, default=NORM_EPSILON)
+
+    def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
+        return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.epsilon)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(min(1, r/√ε), L/√ε): the derivative is (I - x̂x̂ᵀ/n)/√(mean x² + ε) with a norm of at most 1/√ε."""
+        return incoming.scale(1 / math.sqrt(self.epsilon)).clip(1.0)
+
+
+class Center(AbstractModule):
+    """c·(x - mean x): a projection, hence 1-Lipschitz for c = 1."""
+
+    factor: float = eqx.field(static=True, default=1.0)
+
+    def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
+        return self.factor * (x - jnp.mean(x, axis=-1, keepdims=True))
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(|c|r, |c|L)."""
+        return incoming.scale(abs(self.factor))
+
+
+def layer_norm(epsilon: float = NORM_EPSILON) -> "Sequential":
+    """(x - mean x)/√(var x + ε) (Ba et al. 2016, arXiv 1607.06450), without learned gains."""
+    return Sequential([Center(), RMSNorm(epsilon)])
+
+
+class Affine(AbstractModule):
+    """γ ⊙ x + β. `gain` holds γ as 1×1 matrices, shape (size, 1, 1), so that a norm of it is that of one entry."""
+
+    gain: Weight
+    bias: Weight | None = None
+
+    def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
+        y = x * _row(self.gain.array[:, 0, 0], x)
+        return y if self.bias is None else y + _row(self.bias.array[:, 0], x)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(max|γ|·r + ‖β‖, max|γ|·L)."""
+        image = incoming.scale(_largest(measure(self.gain)))
+        return image if self.bias is None else image.shift(measure(self.bias))
+
+
+def _row(vector: Float[Array, " size"], like: Float[Array, "*batch size"]) -> Float[Array, "*ones size"]:
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
+def _largest(values: Scalar) -> Scalar:
+    return namespace(values).max(values)
+
+
 class GroupSort(AbstractModule):
     """Sorts each group of neighbouring entries (Anil et al. 2019, arXiv 1811.05381); groups of 2 are MaxMin.
 
@@ -212,8 +298,30 @@ class Sequential(AbstractModule):
             incoming = layer.bound(incoming, measure)
         return incoming
 
+    def extend(self, x: Float[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
+        for layer in self.layers:
+            x, cache = layer.extend(x, cache, first)
+        return x, cache
 
-class ConvexResidual(AbstractModule):
+
+class AbstractResidual(AbstractModule):
+    """A branch f beside the identity."""
+
+    branch: eqx.AbstractVar[AbstractModule]
+
+    @abc.abstractmethod
+    def combine(self, x: Float[Array, "..."], image: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The output, from x and f(x)."""
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.combine(x, self.branch(x))
+
+    def extend(self, x: Float[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
+        image, cache = self.branch.extend(x, cache, first)
+        return self.combine(x, image), cache
+
+
+class ConvexResidual(AbstractResidual):
     """(1-α)x + αf(x) with 0 ≤ α ≤ 1: if f is 1-Lipschitz, so is this."""
 
     branch: AbstractModule
@@ -223,9 +331,34 @@ class ConvexResidual(AbstractModule):
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"a convex residual needs 0 ≤ alpha ≤ 1, got {self.alpha}")
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return (1 - self.alpha) * x + self.alpha * self.branch(x)
+    def combine(self, x: Float[Array, "..."], image: Float[Array, "..."]) -> Float[Array, "..."]:
+        return (1 - self.alpha) * x + self.alpha * image
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """((1-α)r + αr_f, (1-α)L + αL_f)."""
         return weighted_sum((1 - self.alpha, self.alpha), (incoming, self.branch.bound(incoming, measure)))
+
+
+class Residual(AbstractResidual):
+    """x + f(x)."""
+
+    branch: AbstractModule
+
+    def combine(self, x: Float[Array, "..."], image: Float[Array, "..."]) -> Float[Array, "..."]:
+        return x + image
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(r + r_f, L + L_f)."""
+        return weighted_sum((1.0, 1.0), (incoming, self.branch.bound(incoming, measure)))
+
+
+class PerToken(AbstractModule):
+    """A map of vectors on every token. Sequences are measured by their largest token, so the bound is the same."""
+
+    module: AbstractModule
+
+    def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time out"]:
+        return jax.vmap(self.module)(x)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        return self.module.bound(incoming, measure)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.bound import Bound
+from lipzoo.models.init import fresh
 from lipzoo.models.layers import (
     GELU,
     AbstractModule,
@@ -23,7 +24,7 @@ from lipzoo.models.layers import (
     Sequential,
     Tanh,
 )
-from lipzoo.weight import Measure, Role, Weight, check_names
+from lipzoo.weight import Measure, Weight, check_names
 
 Activation = Literal["relu", "gelu", "tanh", "maxmin", "groupsort", "identity"]
 ACTIVATIONS: Mapping[Activation, Callable[[], AbstractModule]] = {
@@ -34,12 +35,6 @@ ACTIVATIONS: Mapping[Activation, Callable[[], AbstractModule]] = {
     "groupsort": lambda: GroupSort(group=8),
     "identity": Identity,
 }
-
-
-def semi_orthogonal(key: PRNGKeyArray, out_size: int, in_size: int, norm: float) -> Float[Array, "out in"]:
-    """A random matrix whose singular values are all equal and whose RMS→RMS norm is `norm`."""
-    draw = jax.nn.initializers.orthogonal(scale=norm * math.sqrt(out_size / in_size))
-    return draw(key, (out_size, in_size), jnp.float32)
 
 
 class MLP(AbstractModule):
@@ -116,23 +111,12 @@ class MLP(AbstractModule):
 
 
 def _linear(
-    key: PRNGKeyArray,
-    out_size: int,
-    in_size: int,
-    *,
-    name: str,
-    share: float,
-    bias: bool,
-    zero: bool,
-    cap: float,
+    key: PRNGKeyArray, out_size: int, in_size: int, *, name: str, share: float, bias: bool, zero: bool, cap: float
 ) -> Linear:
-    def weight(array: Array, name: str, role: Role) -> Weight:
-        return Weight(array, name, role, cap, share)
-
-    norm = min(1.0, cap) * (1 - 1e-5)
-    matrix = jnp.zeros((out_size, in_size)) if zero else semi_orthogonal(key, out_size, in_size, norm)
-    column = weight(jnp.zeros((out_size, 1)), f"{name}.bias", "bias") if bias else None
-    return Linear(weight(matrix, name, "head" if name == "head" else "hidden"), column)
+    role, init = ("head" if name == "head" else "hidden"), ("zero" if zero else "orthogonal")
+    matrix = fresh(key, (out_size, in_size), name=name, role=role, cap=cap, share=share, init=init)
+    column = Weight(jnp.zeros((out_size, 1)), f"{name}.bias", "bias", cap, share) if bias else None
+    return Linear(matrix, column)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,8 @@ from lipzoo.bound import Bound
 from lipzoo.certificate import Certificate
 from lipzoo.constraints import SvdCap
 from lipzoo.models import GPT, Linear, Sequential
-from lipzoo.models.gpt import PerToken, Stack
+from lipzoo.models.gpt import GPTConfig, Stack
+from lipzoo.models.layers import PerToken
 from lipzoo.optim import OptimizerConfig
 from lipzoo.weight import Weight, cap_norm, exact_norm, map_weights, set_caps, weights
 
@@ -25,9 +26,8 @@ PUBLISHED = np.load(Path(__file__).parents[1] / "fixtures" / "gpt_parity.npz")
 
 
 def published_gpt():
-    gpt = GPT(
-        17, 32, depth=2, heads=4, granularity="matrix", gelu_divisor=1.1289, zero_init=False, key=jax.random.key(0)
-    )
+    config = GPTConfig(width=32, depth=2, heads=4, granularity="matrix", gelu_divisor=1.1289, zero_init=False)
+    gpt = GPT(17, config, key=jax.random.key(0))
     return map_weights(lambda w: w.with_array(jnp.asarray(PUBLISHED[f"init.{w.name}"])), gpt)
 
 
@@ -102,7 +102,7 @@ def test_ten_steps_end_at_the_published_weights(case, optimizer, lr, monkeypatch
 
 @pytest.mark.parametrize("granularity", ["head", "matrix"])
 def test_the_scan_is_the_loop(granularity):
-    gpt = GPT(11, 16, depth=3, heads=2, granularity=granularity, zero_init=False, key=jax.random.key(0))
+    gpt = GPT(11, GPTConfig(width=16, heads=2, granularity=granularity, zero_init=False), key=jax.random.key(0))
     tokens = jnp.arange(9) % 11
     x = gpt.embedding(tokens)
     for index in range(3):
@@ -123,7 +123,7 @@ def test_blocks_of_any_names_are_certified_one_by_one():
 
 
 def test_a_token_depends_on_itself_and_earlier_ones_only():
-    gpt = GPT(11, 16, depth=2, heads=2, zero_init=False, key=jax.random.key(0))
+    gpt = GPT(11, GPTConfig(width=16, depth=2, heads=2, zero_init=False), key=jax.random.key(0))
     x = gpt.embedding(jnp.arange(6))
     depends = np.abs(np.asarray(jax.jacrev(lambda x: gpt.stack(x).sum(-1))(x))).max(-1) > 0
     np.testing.assert_array_equal(depends, np.tril(np.ones((6, 6), bool)))
@@ -135,7 +135,8 @@ def test_no_ascent_on_embeddings_and_directions_exceeds_the_certificate(
     granularity, cap, softmax_scale, residual_scale
 ):
     options = {"granularity": granularity, "softmax_scale": softmax_scale, "residual_scale": residual_scale}
-    gpt = GPT(7, 16, depth=2, heads=4, final_scale=2.0, zero_init=False, key=jax.random.key(1), **options)
+    config = GPTConfig(width=16, depth=2, heads=4, final_scale=2.0, zero_init=False, **options)
+    gpt = GPT(7, config, key=jax.random.key(1))
     gpt = map_weights(lambda w: w.with_array(3 * w.array), gpt)
     gpt = set_caps(gpt, {w.name: 1.0 if w.role == "embedding" else cap for w in weights(gpt)}).project(SvdCap())
     certificate = Certificate.of(gpt)
@@ -167,7 +168,7 @@ def test_no_ascent_on_embeddings_and_directions_exceeds_the_certificate(
 
 
 def test_unit_caps_per_head_leave_only_the_final_scale():
-    gpt = GPT(7, 16, depth=4, heads=2, cap=1.0, final_scale=8.0, key=jax.random.key(0))
+    gpt = GPT(7, GPTConfig(width=16, depth=4, heads=2, final_scale=8.0), cap=1.0, key=jax.random.key(0))
     bound = gpt.bound(Bound(1.0, 0.0), cap_norm)
     assert 4 < float(bound.lipschitz) <= 8  # GELU/c and attention shrink tokens, so later blocks are flatter.
     assert float(gpt.bound(Bound(1.0, 0.0), exact_norm).lipschitz) == 0  # The head starts at zero.

@@ -1,0 +1,141 @@
+"""`python -m lipzoo.sample checkpoint_dir --prompt "ROMEO:"`: text from a trained transformer, as it is generated."""
+
+import dataclasses
+import functools
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, Float, Int, Key
+
+from lipzoo.checkpoint import Loaded, load
+from lipzoo.cli import guarded
+from lipzoo.data.text import encode
+from lipzoo.errors import UserError
+from lipzoo.models import GPT
+from lipzoo.models.layers import Cache
+
+FIRST_ROOM = 64
+"""Tokens that the first cache has room for. It is doubled when full, so that there are few compilations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What can be said on the command line."""
+
+    checkpoint_dir: Annotated[Path, tyro.conf.Positional]
+    """A run, its checkpoints folder, or one step in it. The newest step is taken."""
+    prompt: str = ""
+    """Text to go on from; by default the first character of the model's alphabet, a new line."""
+    length: int = 500
+    """Characters to generate."""
+    temperature: float = 1.0
+    """Divides the logits: below 1 the likely becomes likelier; 0 always takes the likeliest."""
+    top_k: int = 0
+    """Choose among this many likeliest characters; 0 for all."""
+    seed: int = 0
+    """Seed of the choices."""
+
+    def check(self) -> None:
+        """Raises UserError, naming the flag, if nothing can be generated like this."""
+        if self.length < 0 or self.top_k < 0:
+            raise UserError("--length and --top-k must be at least 0")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"--temperature must be at least 0 and finite, got {self.temperature}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed must be between 0 and 2³² - 1, got {self.seed}")
+
+
+def empty_cache(gpt: GPT, room: int) -> Cache:
+    """Keys and values of all blocks, with room for so many tokens."""
+    config = gpt.config
+    shape = (config.depth, config.heads, room, config.width // config.heads)
+    return jnp.zeros(shape), jnp.zeros(shape)
+
+
+def choose(
+    logits: Float[Array, " vocabulary"], key: Key[Array, ""], *, temperature: float, top_k: int
+) -> Int[Array, ""]:
+    """A token drawn from softmax(logits/temperature), of the `top_k` likeliest ones (0: of all)."""
+    if temperature == 0:
+        return logits.argmax()
+    if 0 < top_k < logits.size:
+        least = jax.lax.top_k(logits, top_k)[0][-1]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return jax.random.categorical(key, logits / temperature)
+
+
+@functools.partial(jax.jit, static_argnames=("temperature", "top_k"), donate_argnames="cache")
+def _next(
+    gpt: GPT,
+    tokens: Int[Array, " time"],
+    count: Int[Array, ""],
+    cache: Cache,
+    first: Int[Array, ""],
+    key: Key[Array, ""],
+    temperature: float,
+    top_k: int,
+) -> tuple[Int[Array, ""], Cache]:
+    """The token after `count` of `tokens`; whatever pads `tokens` is written over before anything looks at it."""
+    logits, cache = gpt.extend(tokens, cache, first)
+    chosen = choose(logits[count - 1], jax.random.fold_in(key, first + count), temperature=temperature, top_k=top_k)
+    return chosen.astype(jnp.int32), cache
+
+
+def generate(
+    gpt: GPT, prompt: Int[np.ndarray, " n"], *, temperature: float = 1.0, top_k: int = 0, seed: int = 0
+) -> Iterator[int]:
+    """Tokens after `prompt`, without end. Each costs the work of one token: keys and values of the others are kept.
+
+    The choice at a position depends on the seed and the position alone.
+    """
+    room = max(FIRST_ROOM, 1 << (2 * len(prompt) - 1).bit_length())
+    padded = np.zeros(1 << (len(prompt) - 1).bit_length(), np.int32)  # Few lengths are few compilations.
+    padded[: len(prompt)] = prompt
+    cache, key = empty_cache(gpt, room), jax.random.key(seed)
+    follow = functools.partial(_next, gpt, key=key, temperature=temperature, top_k=top_k)
+    token, cache = follow(jnp.asarray(padded), jnp.int32(len(prompt)), cache, jnp.int32(0))
+    position = len(prompt)
+    while True:
+        yield int(token)
+        if position == room:
+            cache, room = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x)], axis=-2), cache), 2 * room
+        token, cache = follow(token[None], jnp.int32(1), cache, jnp.int32(position))
+        position += 1
+
+
+def text_model(loaded: Loaded) -> tuple[GPT, str]:
+    """The transformer of a checkpoint and its alphabet. Raises UserError if it is not a model of text."""
+    model, alphabet = loaded.model, getattr(loaded.recipe.data, "alphabet", None)
+    if not isinstance(model, GPT) or not alphabet:
+        raise UserError(f"{loaded.path} holds no model of text: it was trained on {loaded.recipe.data.data}")
+    return model, alphabet
+
+
+def _main() -> int:
+    line = tyro.cli(CommandLine, description="Generates text with a trained transformer.")
+    line.check()
+    gpt, alphabet = text_model(load(line.checkpoint_dir))
+    prompt = line.prompt or alphabet[0]
+    tokens = generate(gpt, encode(prompt, alphabet), temperature=line.temperature, top_k=line.top_k, seed=line.seed)
+    print(prompt, end="", flush=True)
+    start = 0.0
+    for index in range(line.length):
+        print(alphabet[next(tokens)], end="", flush=True)
+        start = start or time.perf_counter()  # The first token waits for the compilation.
+        if index == line.length - 1 and index:
+            rate = index / (time.perf_counter() - start)
+            print(f"\n{rate:,.0f} characters a second", end="", file=sys.stderr)
+    print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(_main))
