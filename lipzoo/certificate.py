@@ -117,9 +117,8 @@ class Certificate:
             cap = "free" if math.isinf(row.cap) else f"{row.cap:g}"
             norm = Text(round_up_digits(row.norm, 6), style="" if row.norm <= row.cap else "bold red")
             layers.add_row(row.name, "×".join(map(str, row.shape)), cap, norm, _percent(row.share))
-        bounds = Table(
-            "bound", *(_right(name) for name in ("L (RMS → RMS)", "L (ℓ₂ → ℓ₂)", "largest output")), title="Bounds"
-        )
+        columns = ["L (RMS → RMS)", *([] if self.l2_factor is None else ["L (ℓ₂ → ℓ₂)"]), "largest output"]
+        bounds = Table("bound", *map(_right, columns), title="Bounds")
         a_priori = "a priori (caps)" if self.caps_hold else "a priori (a cap does not hold)"
         named = {"certified": self.certified, a_priori: self.a_priori}
         if self.published is not None:
@@ -127,8 +126,8 @@ class Certificate:
         for name, bound in named.items():
             log10 = float(bound.log10_lipschitz)
             radius = format_power(math.log10(bound.radius) if bound.radius > 0 else -math.inf)
-            l2 = "-" if self.l2_factor is None else format_power(self._log10_l2(bound))
-            bounds.add_row(name, format_power(log10), l2, radius)
+            l2 = [] if self.l2_factor is None else [format_power(self._log10_l2(bound))]
+            bounds.add_row(name, format_power(log10), *l2, radius)
         return Group(layers, bounds, Text(self.statement, style="dim"))
 
     def __str__(self) -> str:

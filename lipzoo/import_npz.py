@@ -87,7 +87,7 @@ class _Dtype:
     def numpy(self) -> np.dtype:
         if self.name not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
             raise UserError(f"it holds an array of type {self.name!r}: only numbers are admitted")
-        return np.dtype(self.name).newbyteorder(self._order)
+        return np.dtype(self._order + self.name)
 
 
 class _Reader(pickle.Unpickler):

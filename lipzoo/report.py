@@ -78,9 +78,10 @@ class Reporter:
             return
         step, norms = self._norms
         now = time.perf_counter()
-        rate = len(values) * self._recipe.data.batch_size / max(now - self._clock, 1e-9)
+        unit, size = self._recipe.data.unit
+        rate = len(values) * self._recipe.data.batch_size * size / max(now - self._clock, 1e-9)
         record: Record = {name: sum(float(v[name]) for v in values) / len(values) for name in ("loss", "accuracy")}
-        record |= {"step": step, "lr": float(values[-1]["lr"]), "images_per_second": round(rate, 1)}
+        record |= {"step": step, "lr": float(values[-1]["lr"]), f"{unit}_per_second": round(rate, 1)}
         record["norms"] = {name: float(norm) for name, norm in jax.device_get(norms).items()}
         self._emit(record)
         self._clock, self._pending, self._norms = now, [], None
@@ -89,9 +90,10 @@ class Reporter:
         """Reports the whole test split."""
         self.flush()
         self._emit({"step": step, **values})
-        self._console.print(
-            f"step {step}: validation loss {values['val_loss']:.4f}, accuracy {values['val_accuracy']:.2%}"
-        )
+        for name in (key.removesuffix("_loss") for key in values if key.endswith("_loss")):
+            where = "validation" if name == "val" else f"  on the {name.replace('_', ' ')}:"
+            loss, accuracy = values[f"{name}_loss"], values[f"{name}_accuracy"]
+            self._console.print(f"step {step}: {where} loss {loss:.4f}, accuracy {accuracy:.2%}")
         self._clock = time.perf_counter()
 
     def _emit(self, record: Record) -> None:
@@ -99,7 +101,8 @@ class Reporter:
             sink(record)
         if "norms" in record:
             status = f"loss {record['loss']:.3f} acc {record['accuracy']:.1%} {_largest(self._recipe, record)}"
-            rate = f"{record['images_per_second']:,.0f}/s"
+            unit, _ = self._recipe.data.unit
+            rate = f"{record[f'{unit}_per_second']:,.0f} {unit}/s"
             self._progress.update(self._task, rate=rate, status=status)
 
     def _write(self, record: Record) -> None:

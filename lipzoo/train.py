@@ -132,11 +132,11 @@ def forward(model: AbstractModule, x: Array, white: int | None, dtype: str) -> F
 
 
 def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text) -> Evaluate:
-    """A function from a model to its loss and accuracy over the whole test split, in batches on the mesh."""
-    size = mesh.size * -(-EVALUATED_TOGETHER[data.test.label.ndim] // mesh.size)
-    padded = [_pad(data.test, start, size) for start in range(0, len(data.test.label), size)]
-    total = sum(float(batch["weight"].sum()) for batch in padded)
-    on_device = [jax.device_put(batch, batched(mesh)) for batch in padded]
+    """A function from a model to its loss and accuracy over every test split, in batches on the mesh.
+
+    They are called val_loss and val_accuracy for the whole test split.
+    """
+    splits = {name: _on_device(split, mesh) for name, split in data.tests.items()}
 
     @jax.jit
     def sums(model: AbstractModule, batch: dict[str, Array]) -> tuple[Array, Array]:
@@ -147,10 +147,21 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text) -> Evaluate:
         return (losses * batch["weight"]).sum(), (correct * batch["weight"]).sum()
 
     def evaluate(model: AbstractModule) -> dict[str, float]:
-        loss, correct = np.sum(jax.device_get([sums(model, batch) for batch in on_device]), axis=0)
-        return {"val_loss": float(loss / total), "val_accuracy": float(correct / total)}
+        values = {}
+        for name, (batches, total) in splits.items():
+            loss, correct = np.sum(jax.device_get([sums(model, batch) for batch in batches]), axis=0)
+            values |= {f"{name}_loss": float(loss / total), f"{name}_accuracy": float(correct / total)}
+        return values
 
     return evaluate
+
+
+def _on_device(split: Split, mesh: Mesh) -> tuple[list[dict[str, Array]], float]:
+    """A split in batches, and the number of its labels."""
+    size = mesh.size * -(-EVALUATED_TOGETHER[split.label.ndim] // mesh.size)
+    padded = [_pad(split, start, size) for start in range(0, len(split.label), size)]
+    total = sum(float(batch["weight"].sum()) for batch in padded)
+    return [jax.device_put(batch, batched(mesh)) for batch in padded], total
 
 
 def _pad(split: Split, start: int, size: int) -> dict[str, np.ndarray]:

@@ -62,7 +62,7 @@ def test_a_run_on_text_validates_stores_its_tokenizer_resumes_and_certifies(tmp_
     assert train(SMALL, parts, resume=True) == 0
     first, second = (json.loads((run / "certificate.json").read_text()) for run in (whole, parts))
     assert first["weights_sha256"] == second["weights_sha256"]
-    assert first["published_formula"] is None
+    assert 0 < first["published_formula"]["lipschitz"] < first["certified"]["lipschitz"]
     assert first["certified"]["lipschitz"] <= first["a_priori"]["lipschitz"]
     loaded = lipzoo.load(whole)
     assert loaded.recipe.data.alphabet == SMALL.complete().data.alphabet
@@ -73,7 +73,11 @@ REFUSED = [
     (["--width", "30"], "--width must be divisible by 8"),
     (["--heads", "0"], "--depth and --heads"),
     (["--seq-len", "0"], "--batch-size and --seq-len"),
-    (["--softmax-scale", "-1"], "--softmax-scale must be positive"),
+    (["--logit-softcap", "-1"], "--logit-softcap must be at least 0"),
+    (["--relative-bias", "9999"], "--relative-bias must lie between 0 and 4096"),
+    (["--epsilon", "0"], "--epsilon must be positive"),
+    (["--architecture", "lipsformer", "--norm", "rms"], "--norm is not for --architecture lipsformer"),
+    (["--softmax-scale", "-1"], "--softmax-scale must be at least 0"),
     (["--residual-scale", "99"], "--residual-scale must be positive and at most 6"),
     (["--blocks-mass", "inf"], "--blocks-mass must be positive"),
     (["--lr", "100"], "--lr 100 is too high for blocks.q"),

@@ -46,6 +46,11 @@ class DataConfig:
             return f"--randomize-labels must lie between 0 and 1, got {self.randomize_labels}"
         return None
 
+    @property
+    def unit(self) -> tuple[str, int]:
+        """What speed is counted in, and how many there are in an example."""
+        return "images", 1
+
     def complete(self) -> "DataConfig":
         """This: nothing has to be read from the data before a model can be built."""
         return self

@@ -44,6 +44,11 @@ class Images:
     shape: tuple[int, int, int]
     augment: "Augment | None" = None
 
+    @property
+    def tests(self) -> dict[str, Split]:
+        """What models are tested on, by the names of the metrics."""
+        return {"val": self.test}
+
     def batches(self, *, batch_size: int, count: int, seed: int) -> grain.DatasetIterator:
         """The first `count` batches of shuffled training images, changed at random if so asked."""
         return iterate(ShuffledBatches(self.train, batch_size, count, seed, self.augment))

@@ -16,6 +16,7 @@ from lipzoo.errors import UserError
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TRAIN_FRACTION = 0.9
+PUBLISHED_WINDOWS = 20 * 64
 
 TextSource = Literal["shakespeare", "pydoc"]
 
@@ -84,14 +85,29 @@ class RandomWindows:
         return {"input": chosen[:, :-1], "label": chosen[:, 1:]}
 
 
+def published_window(tokens: Int[np.ndarray, " n"], length: int) -> Split:
+    """The windows on which Newhouse et al. 2025 report: those that begin at the first 20·64 tokens of the test split.
+
+    They overlap, and see no more than its first 1,280 + `length` tokens.
+    """
+    chosen = tokens[np.arange(PUBLISHED_WINDOWS)[:, None] + np.arange(length + 1)]
+    return Split(chosen[:, :-1], chosen[:, 1:])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Text:
-    """A text as tokens, split once: the first 90% to train on."""
+    """A text as tokens, split once: the first 90% to train on, the rest whole as `test`."""
 
     tokens: Int[np.ndarray, " n"]
     test: Split
     window: int
+    published: Split | None = None
     white: None = None
+
+    @property
+    def tests(self) -> dict[str, Split]:
+        """What models are tested on, by the names of the metrics."""
+        return {"val": self.test} | ({} if self.published is None else {"published_window": self.published})
 
     def batches(self, *, batch_size: int, count: int, seed: int) -> grain.DatasetIterator:
         """The first `count` batches of random windows."""
@@ -117,6 +133,11 @@ class TextConfig:
             return "--batch-size and --seq-len must be at least 1"
         return None
 
+    @property
+    def unit(self) -> tuple[str, int]:
+        """What speed is counted in, and how many there are in an example."""
+        return "tokens", self.seq_len
+
     def complete(self) -> "TextConfig":
         """This with the alphabet of the text, so that a checkpoint holds its own tokenizer."""
         return self if self.alphabet else dataclasses.replace(self, alphabet="".join(sorted(set(TEXTS[self.data]()))))
@@ -132,4 +153,7 @@ class TextConfig:
         train, test = np.split(tokens, [int(TRAIN_FRACTION * len(tokens))])
         if len(train) <= self.seq_len:
             raise UserError(f"--seq-len {self.seq_len} is longer than the text of {len(train)} characters")
-        return Text(train, windows(test, self.seq_len), self.seq_len)
+        published = None
+        if self.data == "shakespeare" and len(test) > PUBLISHED_WINDOWS + self.seq_len:
+            published = published_window(test, self.seq_len)
+        return Text(train, windows(test, self.seq_len), self.seq_len, published)

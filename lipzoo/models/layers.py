@@ -31,7 +31,7 @@ NORM_EPSILON = 1e-6
 """ε of normalization layers. Their Lipschitz constant is 1/√ε."""
 
 
-Cache = tuple[Float[Array, "*blocks heads time size"], Float[Array, "*blocks heads time size"]]
+Cache = tuple[Float[Array, "*blocks heads room size"], Float[Array, "*blocks heads room size"]]
 """Keys and values of an attention, of as many tokens as there is room for."""
 Position = int | Int[Array, ""]
 

@@ -63,3 +63,7 @@ def test_real_shakespeare(shakespeare_dir):
     data = config.load(seed=0)
     assert len(config.alphabet) == 65
     assert (len(data.tokens), int(data.test.weight.sum())) == (1_003_854, 111_539)
+    assert list(data.tests) == ["val", "published_window"]
+    np.testing.assert_array_equal(data.published.input[0], data.test.input[0])
+    np.testing.assert_array_equal(data.published.label[:-1, 0], data.published.input[1:, 0])
+    assert data.published.label.shape == (1280, 256)

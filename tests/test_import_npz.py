@@ -1,0 +1,119 @@
+"""Published checkpoints: imported they give the published logits; whatever else a pickle may hold is refused."""
+
+import datetime
+import io
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import lipzoo
+from lipzoo.certificate import Certificate
+from lipzoo.errors import UserError
+from lipzoo.import_npz import import_npz, read_objects
+
+FIXTURES = Path(__file__).parent / "fixtures"
+PUBLISHED = FIXTURES / "published_checkpoint.npz"
+LOGITS = np.load(FIXTURES / "published_checkpoint_logits.npz")
+
+
+def test_an_imported_model_gives_the_published_logits_and_a_certificate(tmp_path):
+    paths = import_npz(PUBLISHED, tmp_path / "run")
+    assert [path.name for path in paths] == ["0"]
+    loaded = lipzoo.load(tmp_path / "run")
+    np.testing.assert_allclose(jax.vmap(loaded.model)(LOGITS["tokens"]), LOGITS["logits"], atol=2e-6)
+    certificate = Certificate.of(loaded.model)
+    assert certificate.published is not None
+    assert certificate.published.lipschitz < certificate.lipschitz
+    assert loaded.recipe.constraint.constraint == "soft-cap"
+    with pytest.raises(UserError, match="already holds a run"):
+        import_npz(PUBLISHED, tmp_path / "run")
+
+
+def write(path, **members):
+    """An npz file with pickled members, as `numpy.savez` writes object arrays."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, value in members.items():
+            stream = io.BytesIO()
+            np.lib.format.write_array(stream, np.array(value, dtype=object), allow_pickle=True)
+            file.writestr(f"{name}.npy", stream.getvalue())
+    return path
+
+
+def test_plain_values_and_arrays_are_read_as_they_are(tmp_path):
+    values = {"a": [1, 2.5, "x", None, True], 3: {"b": (1, 2)}, "c": np.arange(6, dtype=np.int16).reshape(2, 3)}
+    values["d"] = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    got = read_objects(write(tmp_path / "x.npz", args=values))["args"]
+    assert got["a"] == [1, 2.5, "x", None, True]
+    assert got[3] == {"b": [1, 2]}
+    np.testing.assert_array_equal(got["c"], values["c"])
+    np.testing.assert_array_equal(got["d"], values["d"])
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (Evil(), "builtins.print"),
+        (datetime.date(2020, 1, 1), "datetime.date"),
+        (Path("x"), "pathlib"),
+        (np.array(["2020"], "M8[D]"), "M8"),
+    ],
+)
+def test_whatever_is_not_plain_is_refused_by_name_and_not_run(tmp_path, capsys, value, name):
+    with pytest.raises(UserError, match=name):
+        read_objects(write(tmp_path / "x.npz", args={"x": value}))
+    assert "must not run" not in capsys.readouterr().out
+
+
+def published_objects():
+    return read_objects(PUBLISHED)
+
+
+CHANGES = [
+    (lambda o: o["args"].pop("num_heads"), "lack num_heads"),
+    (lambda o: o["args"].update(layernorm_substitute="tanh"), "layernorm_substitute = 'tanh' has no counterpart"),
+    (lambda o: o["args"].update(project={"default": "magic"}), "constraint 'magic' has no counterpart"),
+    (lambda o: o["args"].update(num_blocks=3), "14 matrices where 3 blocks make 20"),
+    (lambda o: o["args"].update(d_embed=64), "has the shape"),
+    (lambda o: o["args"].update(num_heads="many"), "not laid out as published"),
+    (lambda o: o.pop("weights_checkpoint_0"), "holds no weights_checkpoint_0"),
+    (lambda o: o["weights_checkpoint_0"].pop(3), "not laid out as published"),
+    (lambda o: o.pop("args"), "not laid out as published"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES, ids=[message for _, message in CHANGES])
+def test_files_of_another_layout_are_refused_in_one_sentence(tmp_path, change, message):
+    objects = published_objects()
+    change(objects)
+    with pytest.raises(UserError, match=message):
+        import_npz(write(tmp_path / "x.npz", **objects), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_and_damaged_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no file"):
+        import_npz(tmp_path / "none.npz", tmp_path / "run")
+    path = shutil.copy(PUBLISHED, tmp_path / "x.npz")
+    content = bytearray(Path(path).read_bytes())
+    content[5000] ^= 1
+    Path(path).write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        import_npz(Path(path), tmp_path / "run")
+    Path(path).write_bytes(pickle.dumps({"args": 1}))
+    with pytest.raises(UserError, match="damaged"):
+        import_npz(Path(path), tmp_path / "run")
+
+
+def test_an_alphabet_must_have_a_character_for_each_token(tmp_path):
+    with pytest.raises(UserError, match="--alphabet has 2 characters, the file 17 tokens"):
+        import_npz(PUBLISHED, tmp_path / "run", "ab")

@@ -1,0 +1,123 @@
+"""Generation: with a cache it is the full forward, and what cannot be generated is refused."""
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipzoo.checkpoint import Loaded, save_model
+from lipzoo.data import DataConfig, TextConfig
+from lipzoo.errors import UserError
+from lipzoo.models import GPT, GPTConfig, MLPConfig
+from lipzoo.recipe import Recipe
+from lipzoo.sample import choose, empty_cache, generate, text_model
+
+ALPHABET = "\nabcdefghij"
+VARIANTS = {
+    "heads": GPTConfig(width=16, heads=2, softmax_scale=6.0, zero_init=False),
+    "matrix": GPTConfig(width=16, depth=2, heads=2, granularity="matrix", zero_init=False),
+    "bias": GPTConfig(width=16, depth=2, heads=4, softmax_scale=0.5, relative_bias=5, zero_init=False),
+    "baseline": GPTConfig(width=16, depth=2, heads=2, norm="rms", residual="plain", qk_norm=True, zero_init=False),
+    "lipsformer": GPTConfig("lipsformer", width=16, depth=2, heads=2, softmax_scale=12.0, zero_init=False),
+}
+
+
+def make(config):
+    return GPT(len(ALPHABET), config, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("parts", [(9,), (4, 1, 1, 3), (1,) * 9])
+def test_tokens_in_parts_with_a_cache_give_the_full_forward(name, parts):
+    gpt, tokens = make(VARIANTS[name]), jnp.arange(9) * 7 % len(ALPHABET)
+    cache, first, logits = empty_cache(gpt, 12), 0, []
+    for size in parts:
+        part, cache = gpt.extend(tokens[first : first + size], cache, jnp.int32(first))
+        logits.append(part)
+        first += size
+    np.testing.assert_allclose(jnp.concatenate(logits), gpt(tokens), atol=2e-5)
+
+
+@pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4, 5]])
+def test_greedy_generation_is_the_argmax_of_the_full_forward_also_beyond_the_first_cache(prompt):
+    gpt = make(VARIANTS["bias"])
+    got = list(itertools.islice(generate(gpt, np.array(prompt, np.int32), temperature=0.0), 80))
+    text, forward = list(prompt), jax.jit(lambda tokens: gpt(tokens))
+    padded = np.zeros(90, np.int32)
+    for token in got:
+        padded[: len(text)] = text
+        assert token == int(forward(jnp.asarray(padded))[len(text) - 1].argmax())
+        text.append(token)
+
+
+def test_a_seed_gives_the_same_text_and_another_seed_another():
+    gpt = make(VARIANTS["heads"])
+    texts = [list(itertools.islice(generate(gpt, np.array([1], np.int32), seed=s), 30)) for s in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_choices_follow_the_probabilities_of_the_top_k():
+    logits, draws = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), 4000
+    keys = jax.random.split(jax.random.key(0), draws)
+
+    def frequencies(**options):
+        chosen = jax.vmap(lambda key: choose(logits, key, **options))(keys)
+        return np.bincount(chosen, minlength=4) / draws
+
+    np.testing.assert_allclose(frequencies(temperature=1.0, top_k=0), [0.5, 0.3, 0.15, 0.05], atol=0.03)
+    np.testing.assert_allclose(frequencies(temperature=1.0, top_k=2), [0.625, 0.375, 0, 0], atol=0.03)
+    np.testing.assert_allclose(frequencies(temperature=0.5, top_k=9)[0], 0.25 / 0.365, atol=0.03)
+    assert frequencies(temperature=0.0, top_k=0)[0] == 1
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "text"
+    recipe = Recipe("text", VARIANTS["bias"], TextConfig("pydoc", alphabet=ALPHABET))
+    save_model(run, 3, recipe.build_model(jax.random.key(0)), recipe)
+    return run
+
+
+def sample(*arguments):
+    command = [sys.executable, "-m", "lipzoo.sample", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_streams_the_prompt_and_what_follows(text_run):
+    result = sample(text_run, "--prompt", "abc", "--length", 20, "--temperature", 0.8, "--top-k", 5)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("abc")
+    assert len(result.stdout) == 3 + 20 + 1
+    assert set(result.stdout) <= set(ALPHABET)
+    assert "characters a second" in result.stderr
+
+
+REFUSED = [
+    (["--prompt", "abZ"], "does not know the characters 'Z'"),
+    (["--temperature", "-1"], "--temperature must be at least 0"),
+    (["--top-k", "-1"], "--length and --top-k must be at least 0"),
+    (["--seed", "-1"], "--seed must be between"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_what_cannot_be_generated_is_refused(text_run, arguments, message):
+    result = sample(text_run, *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_model_of_images_generates_nothing(tmp_path):
+    recipe = Recipe(model=MLPConfig(width=8), data=DataConfig())
+    loaded = Loaded(recipe.build_model(jax.random.key(0)), recipe, tmp_path, 0, "")
+    with pytest.raises(UserError, match="holds no model of text: it was trained on digits"):
+        text_model(loaded)
+    other = dataclasses.replace(loaded, model=make(VARIANTS["heads"]))
+    with pytest.raises(UserError):
+        text_model(other)
