@@ -12,7 +12,7 @@ from lipzoo.models.attention import rotate
 from lipzoo.weight import Weight, cap_norm, exact_norm, gram_norm, set_caps, weights
 
 
-def attention(key, *, width=32, heads=4, granularity="head", softmax_scale=1.0, size=1.0):
+def attention(key, *, width=32, heads=4, granularity="head", softmax_scale=1.0, size=1.0, **options):
     keys = jax.random.split(key, 4)
     shape = (heads, width // heads, width) if granularity == "head" else (width, width)
 
@@ -20,7 +20,7 @@ def attention(key, *, width=32, heads=4, granularity="head", softmax_scale=1.0, 
         return Weight(size * jax.random.normal(key, shape) / np.sqrt(shape[-1]), name)
 
     parts = [weight(k, n, shape) for k, n in zip(keys, "qkv", strict=False)]
-    return Attention(*parts, weight(keys[3], "out", (width, width)), heads, softmax_scale)
+    return Attention(*parts, weight(keys[3], "out", (width, width)), heads, softmax_scale, **options)
 
 
 def token_norms(x):
@@ -63,9 +63,26 @@ def test_the_64_head_counterexample_to_whole_matrix_norms():
 
 @pytest.mark.parametrize("heads", [1, 4, 16])
 @pytest.mark.parametrize("granularity", ["head", "matrix"])
-@pytest.mark.parametrize(("softmax_scale", "radius"), [(0.1, 1.0), (1.0, 1.0), (4.0, 2.0)])
-def test_no_ascent_on_inputs_directions_and_weights_exceeds_the_bound(heads, granularity, softmax_scale, radius):
-    module = attention(jax.random.key(heads), heads=heads, granularity=granularity, softmax_scale=softmax_scale)
+@pytest.mark.parametrize(
+    ("softmax_scale", "radius", "options"),
+    [
+        (0.1, 1.0, {}),
+        (1.0, 1.0, {}),
+        (4.0, 2.0, {}),
+        (2.0, 1.0, {"qk_epsilon": 0.1}),
+        (2.0, 0.5, {"qk_epsilon": 0.03, "v_epsilon": 0.3, "output_scale": 2.0}),
+        (1.0, 1.0, {"bias": Weight(jnp.linspace(4.0, -4.0, 5).reshape(1, 5, 1), "bias", "position")}),
+    ],
+    ids=["soft", "unit", "sharp", "qk-norm", "cosine", "bias"],
+)
+def test_no_ascent_on_inputs_directions_and_weights_exceeds_the_bound(
+    heads, granularity, softmax_scale, radius, options
+):
+    if "bias" in options:
+        options = {"bias": options["bias"].with_array(jnp.tile(options["bias"].array, (heads, 1, 1)))}
+    module = attention(
+        jax.random.key(heads), heads=heads, granularity=granularity, softmax_scale=softmax_scale, **options
+    )
     module = set_caps(module, dict.fromkeys(("q", "k", "v", "out"), 1.3)).project(SvdCap())
     x, v = (jax.random.normal(jax.random.key(seed), (4, 8, 32)) for seed in (1, 2))
 

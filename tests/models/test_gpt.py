@@ -129,12 +129,21 @@ def test_a_token_depends_on_itself_and_earlier_ones_only():
     np.testing.assert_array_equal(depends, np.tril(np.ones((6, 6), bool)))
 
 
-@pytest.mark.parametrize("granularity", ["head", "matrix"])
-@pytest.mark.parametrize(("cap", "softmax_scale", "residual_scale"), [(1.0, 1.0, 1.0), (2.0, 3.0, 3.0)])
-def test_no_ascent_on_embeddings_and_directions_exceeds_the_certificate(
-    granularity, cap, softmax_scale, residual_scale
-):
-    options = {"granularity": granularity, "softmax_scale": softmax_scale, "residual_scale": residual_scale}
+ATTACKED = {
+    "unit": (1.0, {}),
+    "unit, whole matrices": (1.0, {"granularity": "matrix"}),
+    "sharp": (2.0, {"softmax_scale": 3.0, "residual_scale": 3.0}),
+    "sharp, whole matrices": (2.0, {"softmax_scale": 3.0, "residual_scale": 3.0, "granularity": "matrix"}),
+    "near tokens": (1.0, {"softmax_scale": 0.25, "attention_scale": 1.0, "relative_bias": 4, "activation": "maxmin"}),
+    "rms norm": (1.0, {"norm": "rms", "residual": "plain", "qk_norm": True, "epsilon": 0.3, "logit_softcap": 2.0}),
+    "layer norm": (1.0, {"norm": "layer", "residual": "plain", "activation": "relu2", "epsilon": 0.3}),
+    "lipsformer": (1.0, {"architecture": "lipsformer", "softmax_scale": 3.0, "epsilon": 0.3}),
+}
+
+
+@pytest.mark.parametrize("case", ATTACKED)
+def test_no_ascent_on_embeddings_and_directions_exceeds_the_certificate(case):
+    cap, options = ATTACKED[case]
     config = GPTConfig(width=16, depth=2, heads=4, final_scale=2.0, zero_init=False, **options)
     gpt = GPT(7, config, key=jax.random.key(1))
     gpt = map_weights(lambda w: w.with_array(3 * w.array), gpt)
@@ -144,7 +153,7 @@ def test_no_ascent_on_embeddings_and_directions_exceeds_the_certificate(
 
     def function(x):
         x = x * jnp.minimum(1, certificate.rows[0].norm / rms(x))[:, None]
-        return jax.vmap(lambda token: gpt.scale(gpt.head(token)))(gpt.stack(x))
+        return gpt.logits(gpt.stack(x))
 
     def gain(x, v):
         return rms(jax.jvp(function, (x,), (v,))[1]).max() / rms(v).max()
