@@ -1,0 +1,144 @@
+"""Loss against certified bound of character GPTs on tiny Shakespeare: baselines, the published setting, and budgets.
+
+    python -m benchmarks.shakespeare_table                                               # 1000 steps of 16, 2 cores
+    python -m benchmarks.shakespeare_table --batch-size 64 --accum-steps 1 --steps 2000  # a GPU
+
+Continues where it was stopped. Runs lie in runs/shakespeare_table; the table is written to
+benchmarks/shakespeare_table.csv and drawn in benchmarks/shakespeare_table.png.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from lipzoo.bound import format_power
+from lipzoo.cli import parse
+from lipzoo.loop import train
+from lipzoo.recipe import Recipe
+from lipzoo.report import Record, read_metrics
+from recipes.shakespeare_gpt import RECIPE
+
+OUTPUT = Path(__file__).with_name("shakespeare_table.csv")
+ADAM = "--optimizer adamw --lr 0.002 --warmup-steps 50 --constraint none"
+NEAR = "--heads 16 --relative-bias 32 --attention-scale 1 --activation maxmin --residual-scale 2 --blocks-mass 8"
+SETTINGS = {
+    "at most 10": f"{NEAR} --softmax-scale 0.2 --sigma-max-overrides head=6.8",
+    "at most 2": f"{NEAR} --softmax-scale 0 --sigma-max-overrides head=2",
+    "AdamW, RMSNorm": f"{ADAM} --norm rms --residual plain --qk-norm --softmax-scale 12",
+    "published setting": "--granularity matrix --sigma-max 2",
+    "at most 100": f"{NEAR} --softmax-scale 2 --sigma-max-overrides head=7.8",
+    "at most 10,000": f"{NEAR} --softmax-scale 10 --sigma-max-overrides head=20",
+    "AdamW, no norm": f"{ADAM} --softmax-scale 8 --no-zero-init",
+    "recipe's default": "",
+    "LipsFormer, AdamW": f"{ADAM} --architecture lipsformer --softmax-scale 12",
+}
+"""What is added to the command line of `recipes.shakespeare_gpt`."""
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What can be said on the command line."""
+
+    batch_size: int = 16
+    """Windows a step."""
+    accum_steps: int = 4
+    """Parts that a batch is computed in."""
+    steps: int = 1000
+    """Optimizer steps of every run."""
+    runs: Path = Path("runs/shakespeare_table")
+    """Where the runs lie."""
+
+
+def recipe_of(name: str, line: CommandLine) -> Recipe:
+    """The recipe that these flags give."""
+    size = f"--batch-size {line.batch_size} --accum-steps {line.accum_steps} --steps {line.steps}"
+    return parse(RECIPE, [*SETTINGS[name].split(), *size.split(), "--save-interval", str(line.steps)]).recipe
+
+
+def run_of(name: str, line: CommandLine) -> Path:
+    """Trains, unless it was trained before."""
+    recipe, run = recipe_of(name, line), line.runs / name.replace(" ", "-").replace(",", "").replace("'", "")
+    recipe.check()
+    if not (run / "certificate.json").exists():
+        train(recipe, run, resume=(run / "recipe.json").exists())
+    return run
+
+
+def row_of(name: str, run: Path) -> Row:
+    """What the run's files say of it."""
+    certificate = json.loads((run / "certificate.json").read_text())
+    last = [record for record in read_metrics(run / "metrics.jsonl") if "val_loss" in record][-1]
+    published, a_priori = certificate["published_formula"], certificate["a_priori"]
+    return {
+        "setting": name,
+        "loss": last["val_loss"],
+        "accuracy": last["val_accuracy"],
+        "loss, published window": last["published_window_loss"],
+        "accuracy, published window": last["published_window_accuracy"],
+        "log10 certified": certificate["certified"]["log10_lipschitz"],
+        "log10 a priori": a_priori["log10_lipschitz"] if a_priori["caps_hold"] else None,
+        "log10 published formula": None if published is None else published["log10_lipschitz"],
+    }
+
+
+def plot(rows: list[Row], curves: dict[str, list[Record]]) -> None:
+    """Loss against certified bound, and the losses over the steps."""
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for index, row in enumerate(rows):
+        color = f"C{index}"
+        left.scatter(row["log10 certified"], row["loss"], color=color, s=60)
+        left.annotate(row["setting"], (row["log10 certified"], row["loss"]), xytext=(7, 4), textcoords="offset points")
+        if row["log10 published formula"] is not None:
+            left.scatter(row["log10 published formula"], row["loss"], color=color, s=60, marker="x")
+        records = curves[row["setting"]]
+        validation = [record for record in records if "val_loss" in record]
+        right.plot(
+            [r["step"] for r in records if "loss" in r], [r["loss"] for r in records if "loss" in r], color=color
+        )
+        right.plot([r["step"] for r in validation], [r["val_loss"] for r in validation], "o", color=color)
+        right.plot([], [], color=color, label=row["setting"])
+    left.margins(x=0.25)
+    left.set(xlabel="log₁₀ of the certified bound (×: published formula)", ylabel="loss, whole validation split")
+    right.set(xlabel="step", ylabel="loss (dots: whole validation split)", ylim=(1.3, 3.5))
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(OUTPUT.with_suffix(".png"), dpi=120)
+
+
+def show(rows: list[Row]) -> None:
+    """Prints the table."""
+    table = Table("setting", "loss", "accuracy", "published window", "certified", "a priori", "published formula")
+    for row in rows:
+        window = f"{row['loss, published window']:.3f}, {row['accuracy, published window']:.1%}"
+        bounds = [row[f"log10 {name}"] for name in ("certified", "a priori", "published formula")]
+        shown = ["-" if value is None else format_power(value) for value in bounds]
+        table.add_row(row["setting"], f"{row['loss']:.3f}", f"{row['accuracy']:.1%}", window, *shown)
+    Console().print(table)
+
+
+def main() -> None:
+    """Trains what is missing; writes, draws and prints the table."""
+    line = tyro.cli(CommandLine, description="Loss against certified bound on tiny Shakespeare.")
+    runs = {name: run_of(name, line) for name in SETTINGS}
+    rows = sorted((row_of(name, run) for name, run in runs.items()), key=lambda r: r["log10 certified"] or math.inf)
+    with OUTPUT.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    plot(rows, {name: read_metrics(run / "metrics.jsonl") for name, run in runs.items()})
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
