@@ -4,6 +4,7 @@
 and 4 heads on a vocabulary of 17: first weights and logits, batches, losses, final weights.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -15,10 +16,10 @@ import pytest
 from lipzoo import msign
 from lipzoo.bound import Bound
 from lipzoo.certificate import Certificate
-from lipzoo.constraints import SvdCap
+from lipzoo.constraints import SpectralNormalize, SvdCap
 from lipzoo.models import GPT, Linear, Sequential
 from lipzoo.models.gpt import GPTConfig, Stack
-from lipzoo.models.layers import PerToken
+from lipzoo.models.layers import PerToken, project
 from lipzoo.optim import OptimizerConfig
 from lipzoo.weight import Weight, cap_norm, exact_norm, map_weights, set_caps, weights
 
@@ -68,8 +69,17 @@ def published_soft_cap(weight, eta):
     return weight.with_array(jnp.asarray(w / factor, jnp.float32))
 
 
-@pytest.mark.parametrize(("case", "optimizer", "lr"), [("adam_none", "adamw", 0.01), ("muon_soft_cap", "muon", 1.0)])
-def test_ten_steps_end_at_the_published_weights(case, optimizer, lr, monkeypatch):
+CASES = [
+    # case, optimizer, lr, by how much losses and weights may differ
+    ("adam_none", "adamw", 0.01, 5e-5, 2e-4),
+    ("muon_soft_cap", "muon", 1.0, 5e-5, 2e-4),
+    # The published code normalizes to norm 1, whatever its cap, by a power iteration that is up to 2% off.
+    ("muon_spec_normalize", "muon", 1.0, 1.5e-3, 5e-2),
+]
+
+
+@pytest.mark.parametrize(("case", "optimizer", "lr", "loss_margin", "weight_margin"), CASES)
+def test_ten_steps_end_at_the_published_weights(case, optimizer, lr, loss_margin, weight_margin, monkeypatch):
     monkeypatch.setattr(msign, "msign", by_products_with_the_matrix)
     model, config = published_gpt(), OptimizerConfig(optimizer=optimizer, lr=lr)
     optimizer, factor = config.build(), config.factor(10)
@@ -87,17 +97,19 @@ def test_ten_steps_end_at_the_published_weights(case, optimizer, lr, monkeypatch
         rate = lr * float(factor(jnp.int32(step)))
         model = map_weights(lambda w, u, rate=rate: w.with_array(w.array - rate * u.array), model, updates)
 
-        def project(weight, rate=rate):  # The published code caps embeddings, whatever the constraint.
+        def constrain(weight, rate=rate):  # The published code caps embeddings, whatever the constraint.
             if weight.role == "embedding":
                 return weight.with_array(cap_rows(weight.array))
-            return (
-                weight if case == "adam_none" else published_soft_cap(weight, rate * PUBLISHED[f"norms.{weight.name}"])
-            )
+            if case == "muon_spec_normalize":
+                capped = dataclasses.replace(weight, cap=1.0)
+                return weight.with_array(project(capped, SpectralNormalize(), None).array)
+            eta = rate * PUBLISHED[f"norms.{weight.name}"]
+            return weight if case == "adam_none" else published_soft_cap(weight, eta)
 
-        model = map_weights(project, model)
-    np.testing.assert_allclose(losses, PUBLISHED[f"{case}.losses"], atol=5e-5)
+        model = map_weights(constrain, model)
+    np.testing.assert_allclose(losses, PUBLISHED[f"{case}.losses"], atol=loss_margin)
     for weight in weights(model):
-        np.testing.assert_allclose(weight.array, PUBLISHED[f"{case}.{weight.name}"], atol=2e-4)
+        np.testing.assert_allclose(weight.array, PUBLISHED[f"{case}.{weight.name}"], atol=weight_margin)
 
 
 @pytest.mark.parametrize("granularity", ["head", "matrix"])
