@@ -58,7 +58,7 @@ def make_train_step(recipe: Recipe, mesh: Mesh, white: int | None) -> TrainStep:
 
     def train_step(state: State, batch: dict[str, Array]) -> tuple[State, Metrics]:
         params: Any = state.model
-        (loss, accuracy), gradient = _gradient(recipe, white, params, batch)
+        (loss, accuracy), gradient = loss_and_gradient(recipe, white, params, batch)
         lr = recipe.optimizer.lr * factor(state.step)
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         updates = jax.tree.map(lambda update: -lr * update, updates)
@@ -93,7 +93,7 @@ def _is_none(node: Any) -> bool:
     return node is None
 
 
-def _gradient(
+def loss_and_gradient(
     recipe: Recipe, white: int | None, model: AbstractModule, batch: dict[str, Array]
 ) -> tuple[tuple[Array, Array], Any]:
     """Mean loss, accuracy and gradient over the batch, computed in `accum_steps` parts."""

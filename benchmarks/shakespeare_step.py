@@ -1,0 +1,130 @@
+"""Where a step of the Shakespeare GPT goes, against the time of its own floating-point work; certify and sample.
+
+    python -m benchmarks.shakespeare_step [--accum-steps 16]
+
+The work counted is that of the model: 6 operations per weight and token, and 12·time·width per block and token for
+attention (all pairs, though half of them are masked). What the backward pass computes anew is not counted.
+"""
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from lipzoo.certificate import Certificate
+from lipzoo.models import GPT
+from lipzoo.recipe import Recipe
+from lipzoo.sample import generate
+from lipzoo.sharding import make_mesh
+from lipzoo.train import constrain, init_state, loss_and_gradient, make_train_step
+from lipzoo.weight import weights
+from recipes.shakespeare_gpt import RECIPE
+
+ROUNDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What can be said on the command line."""
+
+    accum_steps: int = RECIPE.training.accum_steps
+    """Parts that the batch is computed in."""
+    model_dtype: str = "float32"
+    """Precision of forward and backward."""
+
+
+def seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    """Median time of a call after a first one that compiles."""
+    times = []
+    for _ in range(ROUNDS + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def model_flops(recipe: Recipe, gpt: GPT) -> float:
+    """Floating-point operations of one forward and backward pass over a batch."""
+    _, length = recipe.data.unit
+    tokens = recipe.data.batch_size * length
+    matrices = sum(w.array.size for w in weights(gpt) if w.role in ("hidden", "head"))
+    return tokens * (6 * matrices + 12 * length * gpt.config.width * gpt.config.depth)
+
+
+def matmul_rate(dtype: str) -> float:
+    """Operations a second in one large product."""
+    a = jnp.ones((4096, 4096), dtype)
+    return 2 * 4096**3 / seconds(jax.jit(jnp.matmul), a, a)
+
+
+def step_seconds(recipe: Recipe, batch: dict[str, Any]) -> float:
+    """The whole compiled step, which is given a new state each time: it donates the old one."""
+    mesh = make_mesh(1)
+    state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, None)
+    times = []
+    for _ in range(ROUNDS + 1):
+        start = time.perf_counter()
+        state, _ = train_step(state, batch)
+        jax.block_until_ready(state)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def sampling_rate(gpt: GPT, count: int = 200) -> float:
+    """Characters a second, after those that compile."""
+    tokens = generate(gpt, np.zeros(129, np.int32))
+    list(itertools.islice(tokens, 2))
+    start = time.perf_counter()
+    list(itertools.islice(tokens, count))
+    return count / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Prints the table."""
+    line = tyro.cli(CommandLine, description="The step of the Shakespeare GPT.")
+    training = dataclasses.replace(RECIPE.training, accum_steps=line.accum_steps, model_dtype=line.model_dtype)
+    recipe = dataclasses.replace(RECIPE, training=training).complete()
+    data = recipe.data.load(0).batches(batch_size=recipe.data.batch_size, count=9, seed=0)
+    batch, pipeline = jax.device_put(next(data)), seconds(lambda: next(data))
+    model: Any = init_state(recipe, make_mesh(1)).model
+    optimizer = recipe.optimizer.build()
+    differentiate = jax.jit(lambda model, batch: loss_and_gradient(recipe, None, model, batch)[1])
+    grads, opt_state, key = differentiate(model, batch), optimizer.init(model), jax.random.key(0)
+    parts = {
+        "whole step": step_seconds(recipe, batch),
+        "forward and backward": seconds(differentiate, model, batch),
+        "Muon": seconds(jax.jit(optimizer.update), grads, opt_state, model),
+        "constraint": seconds(jax.jit(lambda m, u: constrain(recipe, m, u, jnp.float32(1), key)), model, grads),
+    }
+    floor = model_flops(recipe, model) / matmul_rate(line.model_dtype)
+    shape = "×".join(map(str, batch["input"].shape))
+    table = Table(
+        f"batch {shape} in {line.accum_steps} parts",
+        "ms",
+        "share",
+        title=f"{date.today()}, {jax.devices()[0].device_kind}",
+    )
+    for name, value in parts.items():
+        table.add_row(name, f"{1e3 * value:.4g}", f"{value / parts['whole step']:.1%}")
+    table.add_row("floor: model work at the rate of a large product", f"{1e3 * floor:.4g}", "")
+    console = Console(width=110)
+    console.print(table)
+    console.print(f"whole step / floor: {parts['whole step'] / floor:.2f}; a batch of data: {1e3 * pipeline:.2f} ms")
+    start = time.perf_counter()
+    Certificate.of(model)
+    console.print(f"certificate: {time.perf_counter() - start:.2f} s")
+    console.print(f"sampling: {sampling_rate(model):,.0f} characters a second")
+
+
+if __name__ == "__main__":
+    main()
