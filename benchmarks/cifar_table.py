@@ -57,7 +57,9 @@ def row_of(optimizer: str, constraint: ConstraintName) -> Row | None:
     if refused(recipe):
         return None
     if not (run / "certificate.json").exists():
-        train(recipe, run, resume=(run / "recipe.json").exists())
+        status = train(recipe, run, resume=(run / "recipe.json").exists())
+        if status:
+            raise SystemExit(status)
     certificate = json.loads((run / "certificate.json").read_text())
     records = read_metrics(run / "metrics.jsonl")
     rates = sorted(record["images_per_second"] for record in records if "images_per_second" in record)

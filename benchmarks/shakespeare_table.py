@@ -72,7 +72,9 @@ def run_of(name: str, line: CommandLine) -> Path:
     recipe, run = recipe_of(name, line), line.runs / name.replace(" ", "-").replace(",", "").replace("'", "")
     recipe.check()
     if not (run / "certificate.json").exists():
-        train(recipe, run, resume=(run / "recipe.json").exists())
+        status = train(recipe, run, resume=(run / "recipe.json").exists())
+        if status:
+            raise SystemExit(status)
     return run
 
 
