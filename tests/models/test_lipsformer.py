@@ -1,0 +1,76 @@
+"""LipsFormer: its attention is the published one, its first weights are what the paper says, and it trains."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipzoo.certificate import Certificate
+from lipzoo.models import GPT, GPTConfig
+from lipzoo.models.attention import rotate
+from lipzoo.models.lipsformer import FIRST_STRENGTH
+from lipzoo.recipe import ConstraintConfig, Recipe
+from lipzoo.weight import map_weights, weights
+from tests.conftest import svd_norm
+
+CONFIG = GPTConfig("lipsformer", width=16, depth=2, heads=2, softmax_scale=5.0, epsilon=0.2, zero_init=False)
+
+
+def make(**options):
+    return GPT(11, dataclasses.replace(CONFIG, **options), key=jax.random.key(0))
+
+
+def test_attention_is_that_of_cosines_with_epsilon():
+    """softmax(τ q̂k̂ᵀ)v̂ with rows divided by √(‖x‖₂² + ε), written out in NumPy head by head."""
+    attention = make().stack.block(0).layers[0].branch.layers[1]
+    x = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
+
+    def rows(weight, head):
+        y = x @ np.asarray(weight.array)[head].T
+        return y / np.sqrt((y**2).sum(-1, keepdims=True) + 0.2)
+
+    heads = []
+    for head in range(2):
+        q, k, v = (rows(weight, head) for weight in (attention.q, attention.k, attention.v))
+        scores = 5.0 * np.asarray(rotate(jnp.asarray(q))) @ np.asarray(rotate(jnp.asarray(k))).T
+        share = np.exp(np.where(np.tril(np.ones((5, 5), bool)), scores, -np.inf))
+        heads.append(share / share.sum(-1, keepdims=True) @ v)
+    expected = np.concatenate(heads, axis=1) @ np.asarray(attention.out.array).T
+    np.testing.assert_allclose(attention(jnp.asarray(x)), expected, atol=1e-5)
+
+
+def test_first_weights():
+    for weight in weights(make()):
+        if weight.role == "hidden":
+            sigma = svd_norm(weight.array) / weight.rms_factor
+            assert (sigma > 0.99).all()
+            assert (sigma <= 1).all()
+        elif weight.name.endswith("strength"):
+            np.testing.assert_array_equal(weight.array, np.float32(FIRST_STRENGTH))
+        elif weight.role == "gain":
+            np.testing.assert_array_equal(weight.array, 1)
+
+
+@pytest.mark.parametrize("granularity", ["head", "matrix"])
+def test_the_certificate_grows_with_the_strengths_and_shrinks_with_epsilon(granularity):
+    def certified(gpt):
+        return Certificate.of(gpt).lipschitz
+
+    gpt = make(granularity=granularity)
+    stronger = map_weights(lambda w: w.with_array(w.array * (2 if w.name.endswith("strength") else 1)), gpt)
+    assert certified(gpt) < certified(stronger)
+    assert certified(make(granularity=granularity, epsilon=2.0)) < certified(gpt)
+    none = map_weights(lambda w: w.with_array(w.array * (0 if w.name.endswith("strength") else 1)), gpt)
+    assert certified(none) == pytest.approx(svd_norm(gpt.head.weight.array))
+
+
+def test_gains_are_capped_one_by_one_and_position_biases_are_free():
+    recipe = Recipe(model=CONFIG, constraint=ConstraintConfig("stiefel", sigma_max=0.5))
+    names = {weight.name: weight for weight in weights(make())}
+    assert recipe.cap_of(names["blocks.mlp.strength"]) == 0.5
+    assert type(recipe.constraint.of(names["blocks.mlp.strength"])).__name__ == "SpectralNormalize"
+    biased = GPT(11, GPTConfig(width=16, heads=2, relative_bias=4), key=jax.random.key(0))
+    (position,) = [weight for weight in weights(biased) if weight.role == "position"]
+    assert recipe.cap_of(position) == np.inf
