@@ -28,17 +28,14 @@ from recipes.shakespeare_gpt import RECIPE
 
 OUTPUT = Path(__file__).with_name("shakespeare_table.csv")
 ADAM = "--optimizer adamw --lr 0.002 --warmup-steps 50 --constraint none"
-NEAR = (
-    "--lr 2 --depth 2 --heads 16 --relative-bias 32 --attention-scale 1 --activation maxmin --residual-scale 2 "
-    "--blocks-mass 8"
-)
+NEAR = "--lr 2 --depth 2 --relative-bias 32 --attention-scale 1 --activation maxmin --residual-scale 3 --blocks-mass 8 "
 SETTINGS = {
-    "at most 10": f"{NEAR} --softmax-scale 0.2 --sigma-max-overrides head=6.9",
-    "at most 2": f"{NEAR} --softmax-scale 0 --sigma-max-overrides head=2",
+    "at most 10": f"{NEAR}--softmax-scale 0 --sigma-max-overrides head=9.9",
+    "at most 2": f"{NEAR}--softmax-scale 0 --sigma-max-overrides head=1.999",
     "AdamW, RMSNorm": f"{ADAM} --norm rms --residual plain --qk-norm --softmax-scale 12",
     "published setting": "--granularity matrix --sigma-max 2",
-    "at most 100": f"{NEAR} --softmax-scale 3 --sigma-max-overrides head=6.2",
-    "at most 10,000": f"{NEAR} --softmax-scale 20 --sigma-max-overrides head=22",
+    "at most 100": f"{NEAR}--softmax-scale 1.5 --sigma-max-overrides head=9.4",
+    "at most 10,000": f"{NEAR}--softmax-scale 15 --sigma-max-overrides head=18",
     "AdamW, no norm": f"{ADAM} --softmax-scale 8 --no-zero-init",
     "recipe's default": "",
     "LipsFormer, AdamW": f"{ADAM} --architecture lipsformer --softmax-scale 12",
