@@ -40,6 +40,11 @@ def round_up(value: Scalar, operations: int = 1) -> Scalar:
         return value * (1 + operations * _margin(value))
 
 
+def _tiny(value: Scalar) -> float:
+    """The smallest normal number of a value's type."""
+    return float(jnp.finfo(value.dtype).tiny if isinstance(value, jax.Array) else np.finfo(np.float64).tiny)
+
+
 def _round_log_up(value: Scalar) -> Scalar:
     xp = namespace(value)
     size = xp.where(xp.isfinite(value), 1 + abs(value), 0.0)[()]
@@ -74,8 +79,10 @@ class Bound(eqx.Module):
     @property
     def lipschitz(self) -> Scalar:
         """L itself, rounded up; infinite where float64 overflows."""
-        with np.errstate(over="ignore"):
-            return round_up(namespace(self.log_lipschitz).exp(self.log_lipschitz))
+        xp = namespace(self.log_lipschitz)
+        with np.errstate(over="ignore", under="ignore"):
+            value = round_up(xp.exp(self.log_lipschitz))
+        return xp.maximum(value, xp.where(self.log_lipschitz > -math.inf, _tiny(value), 0.0))[()]
 
     @property
     def log10_lipschitz(self) -> Scalar:

@@ -11,18 +11,18 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from lipzoo.bound import Bound, format_power, round_up_digits
-from lipzoo.models import AbstractModule
+from lipzoo.models import GPT, AbstractModule
 from lipzoo.published import published_bound
 from lipzoo.weight import Weight, cap_norm, check_names, exact_norm
 
 STATEMENT = (
-    "For all inputs x, x' with pixels in [0, 1]: ‖f(x) - f(x')‖ ≤ L‖x - x'‖ in RMS norms, f from pixels to logits, "
+    "For all inputs x, x' {domain}: ‖f(x) - f(x')‖ ≤ L‖x - x'‖ in RMS norms, f from input to output, "
     "computed exactly with the stored weights. The rounding of the network's own forward pass is not covered."
 )
 TOKEN_STATEMENT = (
-    "For all sequences x, x' of tokens no larger in RMS norm than the largest row of the embedding: "
-    "max ‖f(x) - f(x')‖ ≤ L max ‖x - x'‖ over tokens, f from embedded tokens to logits, computed exactly with the "
-    "stored weights. The rounding of the network's own forward pass is not covered."
+    "For all sequences x, x' of tokens no larger in RMS norm than {domain}: max ‖f(x) - f(x')‖ ≤ L max ‖x - x'‖ over "
+    "tokens, f from (embedded) tokens to output, computed exactly with the stored weights. The rounding of the "
+    "network's own forward pass is not covered."
 )
 METHOD = "NumPy SVD in float64, inflated by 1 + 8·max(m, n)·2⁻⁵²; layer by layer, rounded up"
 
@@ -69,22 +69,21 @@ class Certificate:
         **Raises:** ValueError if a weight holds NaN or infinite entries, if two weights share a name, if there are
         none, or if the radius is not positive and finite.
         """
-        if not check_names(model):
+        if not check_names(model.matrices()):
             raise ValueError("a model without weights has no certificate")
         if not 0 < radius < math.inf:
             raise ValueError(f"the radius of the inputs must be positive and finite, got {radius}")
         start, exact = Bound(radius, 0.0), _Exact()
-        certified = model.bound(start, exact)
+        certified = _without_nan(model.bound(start, exact))
 
         def share(name: str) -> float:
             return _share(certified, model.bound(start, lambda w: exact(w) ** (w.name != name)))
 
         matrices = model.matrices()
         rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in matrices)
-        l2_factor = None if model.tokens else math.sqrt(matrices[-1].array.shape[-2] / matrices[0].array.shape[-1])
-        statement = TOKEN_STATEMENT if model.tokens else STATEMENT
+        a_priori = _without_nan(model.bound(start, cap_norm))
         published = published_bound(model, start, exact, window)
-        return Certificate(rows, model.bound(start, cap_norm), certified, published, l2_factor, statement)
+        return Certificate(rows, a_priori, certified, published, _l2_factor(model), _statement(model, radius))
 
     @property
     def lipschitz(self) -> float:
@@ -122,7 +121,9 @@ class Certificate:
         a_priori = "a priori (caps)" if self.caps_hold else "a priori (a cap does not hold)"
         named = {"certified": self.certified, a_priori: self.a_priori}
         if self.published is not None:
-            named["published formula" if self.l2_factor else "published formula (no bound)"] = self.published
+            named["published formula" if self.published == self.certified else "published formula (no bound)"] = (
+                self.published
+            )
         for name, bound in named.items():
             log10 = float(bound.log10_lipschitz)
             radius = format_power(math.log10(bound.radius) if bound.radius > 0 else -math.inf)
@@ -135,6 +136,26 @@ class Certificate:
         with console.capture() as capture:
             console.print(self)
         return capture.get()
+
+
+def _without_nan(bound: Bound) -> Bound:
+    """What cannot be computed (as 0·∞) has no bound."""
+    return Bound(*(math.inf if math.isnan(value) else value for value in (bound.radius, bound.log_lipschitz)))
+
+
+def _l2_factor(model: AbstractModule) -> float | None:
+    """√(outputs/inputs), by the first and the last matrix; None for sequences, whose norm is a maximum over tokens."""
+    matrices = [weight.array for weight in model.matrices() if weight.role in ("hidden", "head")]
+    return None if model.tokens or not matrices else math.sqrt(matrices[-1].shape[-2] / matrices[0].shape[-1])
+
+
+def _statement(model: AbstractModule, radius: float) -> str:
+    if not model.tokens:
+        domain = "with pixels in [0, 1]" if radius == 1 else f"of RMS norm at most {radius:g}"
+        return STATEMENT.format(domain=domain)
+    return TOKEN_STATEMENT.format(
+        domain="the largest row of the embedding" if isinstance(model, GPT) else f"{radius:g}"
+    )
 
 
 class _Exact:

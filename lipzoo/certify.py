@@ -51,7 +51,8 @@ def certify(directory: Path) -> tuple[Certificate, str, Path | None]:
 
 def _certificate(loaded: Loaded) -> Certificate:
     try:
-        return Certificate.of(loaded.model)
+        _, window = loaded.recipe.data.unit
+        return Certificate.of(loaded.model, window=window)
     except ValueError as error:
         raise UserError(f"the checkpoint {loaded.path} cannot be certified: {error}") from error
 
@@ -77,7 +78,7 @@ def _main() -> int:
         print(text, end="")
     else:
         Console().print(certificate)
-    if line.max_lipschitz is not None and certificate.lipschitz > line.max_lipschitz:
+    if line.max_lipschitz is not None and not certificate.lipschitz <= line.max_lipschitz:
         bound = f"{certificate.lipschitz:.6g}"
         print(f"the certified bound {bound} is above --max-lipschitz {line.max_lipschitz:g}", file=sys.stderr)
         return 1

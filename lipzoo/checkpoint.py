@@ -230,6 +230,8 @@ def read_recipe(step: Path) -> Recipe:
         stored = read_json(step, "recipe")["recipe"]
         expected = read_json(step, "digests")["recipe"]
         recipe = Recipe.from_json(stored)
+        if refusal := recipe.model.refusal():
+            raise UserError(f"there is no model of its recipe: {refusal}")
     except UserError as error:
         raise Damaged(str(error)) from error
     except Exception as error:  # Whatever a broken file makes the reader raise.

@@ -32,8 +32,8 @@ from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
 from lipzoo.weight import map_weights, weights
 
 SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-LARGEST_MEMBER = 1 << 32
-"""Bytes of an unpacked member beyond which a file is refused."""
+LARGEST_FILE = 1 << 32
+"""Unpacked bytes beyond which a file is refused."""
 CONSTRAINT_NAMES: Mapping[str, ConstraintName] = {
     "none": "none",
     "soft_cap": "soft-cap",
@@ -105,7 +105,11 @@ def read_objects(path: Path) -> dict[str, Any]:
     """The members of a published npz file. Raises UserError if it is none, is damaged, or holds what may not be."""
     try:
         with zipfile.ZipFile(path) as file:
-            return {member.filename.removesuffix(".npy"): _read_member(file, member) for member in file.infolist()}
+            members = file.infolist()
+            size = sum(member.file_size for member in members)
+            if size > LARGEST_FILE:
+                raise UserError(f"unpacked it would have {size:,} bytes")
+            return {member.filename.removesuffix(".npy"): _read_member(file, member) for member in members}
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except UserError as error:
@@ -115,8 +119,6 @@ def read_objects(path: Path) -> dict[str, Any]:
 
 
 def _read_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
-    if member.file_size > LARGEST_MEMBER:
-        raise UserError(f"its member {member.filename} has {member.file_size:,} bytes")
     stream = io.BytesIO(file.read(member))  # This checks the CRC.
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -124,18 +126,21 @@ def _read_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
     if not dtype.hasobject:
         stream.seek(0)
         return np.lib.format.read_array(stream, allow_pickle=False)
-    return _plain(_Reader(stream).load())
+    return _plain(_Reader(stream).load(), {})
 
 
-def _plain(value: Any) -> Any:
-    """The unpickled value with its arrays."""
-    if isinstance(value, _Array):
-        return _plain(value.value)
-    if isinstance(value, dict):
-        return {_plain(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value
+def _plain(value: Any, known: dict[int, Any]) -> Any:
+    """The unpickled value with its arrays. What it holds twice is the same object twice: `known` goes by identity."""
+    if not isinstance(value, _Array | dict | list | tuple):
+        return value
+    if id(value) not in known:
+        if isinstance(value, _Array):
+            known[id(value)] = _plain(value.value, known)
+        elif isinstance(value, dict):
+            known[id(value)] = {name: _plain(part, known) for name, part in value.items()}
+        else:
+            known[id(value)] = [_plain(part, known) for part in value]
+    return known[id(value)]
 
 
 def published_recipe(args: Mapping[str, Any], alphabet: str) -> Recipe:
@@ -164,7 +169,7 @@ def published_recipe(args: Mapping[str, Any], alphabet: str) -> Recipe:
         beta1=float(args["beta1"]),
         beta2=float(args["beta2"]),
         weight_decay=float(args["wd"]),
-        schedule=args["schedule"],
+        schedule="constant" if args["schedule"] == "none" else args["schedule"],
         embed_inflation=float(args["max_embed_inflation_factor"]),
     )
     constraint = ConstraintConfig(
@@ -202,12 +207,14 @@ def import_npz(file: Path, run: Path, alphabet: str = "") -> list[Path]:
         arrays = [published_arrays(objects[f"weights_checkpoint_{index}"], recipe) for index in range(count)]
         if not arrays:
             raise UserError("it holds no weights_checkpoint_0")
+        if refusal := Recipe.from_json(recipe.to_json()).model.refusal():
+            raise UserError(refusal)
         models = [_model(recipe, part) for part in arrays]
     except UserError as error:
         raise UserError(f"{file} is not imported: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # Whatever values of another type make of these lines.
         raise UserError(f"{file} is not laid out as published checkpoints are ({error!r})") from error
-    if (run / "recipe.json").exists():
+    if (run / "recipe.json").exists() or (run / "checkpoints").exists():
         raise UserError(f"{run} already holds a run: choose another directory")
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")

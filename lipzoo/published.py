@@ -39,7 +39,7 @@ def _lipschitz_gpt(model: GPT, start: Bound, measure: Measure) -> Bound:
     bound = model.embedding.bound(start, measure)
     for index in reversed(range(model.config.depth)):
         norm = _norms(model.stack.block(index), measure)
-        value = norm["out"] * norm["v"] / 3
+        value = norm["out"] * norm["v"] * model.config.attention_scale
         spread = model.config.softmax_scale * (1 + 2 * norm["q"] * norm["k"] * bound.radius**2)
         attention = Bound(bound.scale(value).radius, bound.scale(value * spread).log_lipschitz)
         bound = weighted_sum((1 - alpha, alpha), (bound, attention))

@@ -154,9 +154,8 @@ class Recipe:
     def build_model(self, key: PRNGKeyArray) -> AbstractModule:
         """The model with fresh weights, each with its cap and under it."""
         model = self.model.build(*self.data.sizes, key=key)
-        caps = {weight.name: self.cap_of(weight) for weight in weights(model)}
-        # Fresh weights have norm 0 or just under 1.
-        return map_weights(lambda w: w.with_array(w.array * min(1.0, w.cap)), set_caps(model, caps))
+        model = set_caps(model, {weight.name: self.cap_of(weight) for weight in weights(model)})
+        return map_weights(lambda w: w.with_array(w.array * min(1.0, w.cap / self.model.first_norm(w))), model)
 
     def complete(self) -> "Recipe":
         """This with what has to be read from the data before a model can be built."""

@@ -66,10 +66,8 @@ def choose(
     """A token drawn from softmax(logits/temperature), of the `top_k` likeliest ones (0: of all)."""
     if temperature == 0:
         return logits.argmax()
-    if 0 < top_k < logits.size:
-        least = jax.lax.top_k(logits, top_k)[0][-1]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return jax.random.categorical(key, logits / temperature)
+    likeliest, tokens = jax.lax.top_k(logits, min(top_k or logits.size, logits.size))
+    return tokens[jax.random.categorical(key, (likeliest - likeliest[0]) / temperature)]
 
 
 @functools.partial(jax.jit, static_argnames=("temperature", "top_k"), donate_argnames="cache")
@@ -94,8 +92,12 @@ def generate(
 ) -> Iterator[int]:
     """Tokens after `prompt`, without end. Each costs the work of one token: keys and values of the others are kept.
 
-    The choice at a position depends on the seed and the position alone.
+    The randomness at a position depends on the seed and the position alone.
+
+    **Raises:** ValueError if the prompt is empty: a token can only follow another.
     """
+    if not len(prompt):
+        raise ValueError("the prompt must hold at least one token")
     room = max(FIRST_ROOM, 1 << (2 * len(prompt) - 1).bit_length())
     padded = np.zeros(1 << (len(prompt) - 1).bit_length(), np.int32)  # Few lengths are few compilations.
     padded[: len(prompt)] = prompt

@@ -107,3 +107,8 @@ def test_the_gradient_is_finite_where_a_weight_is_zero():
 )
 def test_format_power(log10, text):
     assert format_power(np.float64(log10)) == text
+
+
+def test_what_is_too_small_for_float64_is_not_zero():
+    assert Bound(1.0, -800.0).lipschitz > 0
+    assert Bound(1.0, -math.inf).lipschitz == 0

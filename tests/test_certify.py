@@ -14,8 +14,9 @@ import lipzoo
 from lipzoo import certify
 from lipzoo.certificate import Certificate
 from lipzoo.cli import guarded
-from lipzoo.models import MLP, ReLU, Sequential
-from lipzoo.weight import map_weights, weights
+from lipzoo.models import MLP, ConvexResidual, Linear, ReLU, Sequential
+from lipzoo.models.layers import Affine, PerToken
+from lipzoo.weight import Weight, map_weights, weights
 from tests.conftest import svd_norm
 
 
@@ -187,3 +188,20 @@ def test_a_constant_network_has_the_bound_zero(getkey):
 def test_shares_of_the_bound_add_up_for_a_plain_network(digits_run):
     certificate = Certificate.of(lipzoo.load(digits_run).model)
     assert sum(row.share for row in certificate.rows) == pytest.approx(1)
+
+
+def test_the_pixel_constant_counts_inputs_and_outputs_not_gains(getkey):
+    linear = Linear(Weight(jnp.eye(16), "w"))
+    gain = Weight(jnp.ones((16, 1, 1)), "gain", "gain")
+    assert Certificate.of(Sequential([linear, Affine(gain)])).l2_factor == 1
+    assert Certificate.of(Affine(gain)).l2_factor is None
+
+
+def test_statements_name_their_domain(getkey):
+    linear = Linear(Weight(jnp.eye(16), "w"))
+    assert "pixels in [0, 1]" in Certificate.of(linear).statement
+    assert "of RMS norm at most 0.1" in Certificate.of(linear, radius=0.1).statement
+    per_token = Sequential([ConvexResidual(PerToken(linear), 0.5)])
+    assert "no larger in RMS norm than 2:" in Certificate.of(per_token, radius=2.0).statement
+    assert Certificate.of(per_token).l2_factor is None
+    assert Certificate.of(per_token).published is None

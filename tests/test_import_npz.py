@@ -74,6 +74,20 @@ def test_whatever_is_not_plain_is_refused_by_name_and_not_run(tmp_path, capsys, 
     assert "must not run" not in capsys.readouterr().out
 
 
+def test_lists_within_lists_that_grow_without_end_when_copied_are_read_at_once(tmp_path):
+    value = [1.0]
+    for _ in range(200):
+        value = [value, value]
+    assert len(read_objects(write(tmp_path / "x.npz", args={"x": value}))["args"]["x"]) == 2
+
+
+def test_the_schedule_called_none_is_constant(tmp_path):
+    objects = published_objects()
+    objects["args"]["schedule"] = "none"
+    import_npz(write(tmp_path / "x.npz", **objects), tmp_path / "run")
+    assert lipzoo.load(tmp_path / "run").recipe.optimizer.schedule == "constant"
+
+
 def published_objects():
     return read_objects(PUBLISHED)
 
@@ -88,6 +102,13 @@ CHANGES = [
     (lambda o: o.pop("weights_checkpoint_0"), "holds no weights_checkpoint_0"),
     (lambda o: o["weights_checkpoint_0"].pop(3), "not laid out as published"),
     (lambda o: o.pop("args"), "not laid out as published"),
+    (lambda o: o.update(args=[1]), "not laid out as published"),
+    (lambda o: o["args"].update(num_heads=0), "--depth and --heads must be at least 1"),
+    (lambda o: o["args"].update(softmax_scale=-0.3), "--softmax-scale must be at least 0"),
+    (lambda o: o["args"].update(lr=10**400), "not laid out as published"),
+    (lambda o: o["args"].update(zero_init=np.ones(2)), "zero_init"),
+    (lambda o: o["args"].update(schedule="magic"), "schedule"),
+    (lambda o: o["weights_checkpoint_0"].update({0: [1.0, 2.0]}), "not laid out as published"),
 ]
 
 

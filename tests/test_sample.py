@@ -65,7 +65,7 @@ def test_choices_follow_the_probabilities_of_the_top_k():
     logits, draws = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), 4000
     keys = jax.random.split(jax.random.key(0), draws)
 
-    def frequencies(**options):
+    def frequencies(logits=logits, **options):
         chosen = jax.vmap(lambda key: choose(logits, key, **options))(keys)
         return np.bincount(chosen, minlength=4) / draws
 
@@ -73,6 +73,8 @@ def test_choices_follow_the_probabilities_of_the_top_k():
     np.testing.assert_allclose(frequencies(temperature=1.0, top_k=2), [0.625, 0.375, 0, 0], atol=0.03)
     np.testing.assert_allclose(frequencies(temperature=0.5, top_k=9)[0], 0.25 / 0.365, atol=0.03)
     assert frequencies(temperature=0.0, top_k=0)[0] == 1
+    assert frequencies(temperature=1e-38, top_k=0)[0] == 1
+    assert frequencies(jnp.zeros(4), temperature=1.0, top_k=1).max() == 1
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,11 @@ def test_what_cannot_be_generated_is_refused(text_run, arguments, message):
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="at least one token"):
+        next(generate(make(VARIANTS["heads"]), np.zeros(0, np.int32)))
 
 
 def test_a_model_of_images_generates_nothing(tmp_path):

@@ -94,6 +94,15 @@ class Attention(AbstractModule):
         width = self.out.array.shape[-1]
         if width % (2 * self.heads):
             raise ValueError(f"{self.heads} heads need a width divisible by {2 * self.heads}, got {width}")
+        shapes = {(width, width), (self.heads, width // self.heads, width)}
+        if not {weight.array.shape for weight in (self.q, self.k, self.v)} <= shapes:
+            raise ValueError(f"q, k and v of {self.heads} heads must have one of the shapes {shapes}")
+        if not 0 <= self.softmax_scale < math.inf:
+            raise ValueError(f"the softmax scale must be at least 0 and finite, got {self.softmax_scale}")
+
+    @property
+    def tokens(self) -> bool:
+        return True
 
     def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time d"]:
         q, k, v = self._project(x, 0)
@@ -152,7 +161,7 @@ class Attention(AbstractModule):
         with np.errstate(over="ignore", invalid="ignore"):
             by_head = self._through(v.gain + s * (q.gain * k.radius + q.radius * k.gain) * v.radius, measure)
             change = joined.gain * xp.max(k.radius * v.radius) + joined.radius * xp.max(k.gain * v.radius)
-            together = measure(self.out) * (xp.sqrt(xp.mean(v.gain * v.gain)) + s * change)
+            together = measure(self.out) * (_root_mean_square(v.gain) + s * change)
             gain = xp.minimum(by_head, together)
             gain = round_up(xp.where(xp.isnan(gain), math.inf, gain)[()], operations=4 * self.heads + 64)
         radius = round_up(self._through(v.radius, measure))
@@ -161,8 +170,8 @@ class Attention(AbstractModule):
     def _through(self, z: Scalar, measure: Measure) -> Scalar:
         """A bound of what W_O makes of at most zᵢ from head i."""
         xp = namespace(z)
-        whole = measure(self.out) * xp.sqrt(xp.mean(z * z))
-        blocks = xp.sum(measure(self._columns()) * z)
+        whole = _times(measure(self.out), _root_mean_square(z))
+        blocks = xp.sum(_times(measure(self._columns()), z))
         return round_up(xp.minimum(whole, blocks), operations=4 * self.heads + 16)
 
     def _joined(self) -> Weight:
@@ -192,5 +201,20 @@ def _side(norm: Scalar, radius: Scalar, epsilon: float | None) -> _Side:
     with np.errstate(over="ignore", invalid="ignore"):
         xp = namespace(norm, radius)
         gain = norm if epsilon is None else norm / math.sqrt(epsilon)
-        size = xp.where(gain == 0, 0.0, gain * radius)  # A zero matrix makes nothing even of what has no bound.
+        size = _times(gain, radius)
         return _Side(gain, size if epsilon is None else xp.minimum(size, 1.0))
+
+
+def _times(norm: Scalar, size: Scalar) -> Scalar:
+    """The product, where a zero matrix makes nothing even of what has no bound."""
+    xp = namespace(norm, size)
+    return xp.where(norm == 0, 0.0, norm * size)
+
+
+def _root_mean_square(values: Scalar) -> Scalar:
+    """√mean vᵢ² of nonnegative values, relative to the largest so that no square overflows or vanishes."""
+    xp = namespace(values)
+    largest = xp.max(values)
+    unit = xp.where((largest > 0) & xp.isfinite(largest), largest, 1.0)
+    mean = xp.mean((values / unit) ** 2)
+    return unit * xp.sqrt(mean + 1e-30 if xp is jnp else mean)  # √ has no slope at zero.

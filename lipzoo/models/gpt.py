@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -59,6 +59,10 @@ class Stack(AbstractModule):
 
     blocks: AbstractModule
     depth: int = eqx.field(static=True)
+
+    @property
+    def tokens(self) -> bool:
+        return self.blocks.tokens
 
     def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time d"]:
         # The backward pass keeps what each weight's product gave and computes the rest anew (scores, activations): that
@@ -189,6 +193,11 @@ class GPTConfig:
                 return f"--{name.replace('_', '-')} is not for --architecture lipsformer"
         return None
 
+    def first_norm(self, weight: Weight) -> float:
+        """An upper bound of a fresh weight's norm: LipsFormer begins with σ₁ = 1, all others with norm 1."""
+        hidden = self.architecture == "lipsformer" and weight.role == "hidden"
+        return max(1.0, weight.rms_factor) if hidden else 1.0
+
     def build(self, in_size: int, out_size: int, *, key: PRNGKeyArray) -> "GPT":
         """The model with fresh weights, all of them free. Tokens come from the vocabulary that they predict."""
         return GPT(out_size, self, key=key)
@@ -212,7 +221,6 @@ class GPT(AbstractModule):
         ```
     """
 
-    tokens: ClassVar[bool] = True
     embedding: Embedding
     stack: Stack
     norm: AbstractModule
@@ -236,6 +244,10 @@ class GPT(AbstractModule):
         limit = [Tanh(config.logit_softcap)] if config.logit_softcap else []
         self.scale = Sequential([Scale(config.final_scale), *limit])
         check_names(self)
+
+    @property
+    def tokens(self) -> bool:
+        return True
 
     def __call__(self, x: Int[Array, " time"]) -> Float[Array, "time vocabulary"]:
         return self.logits(self.stack(self.embedding(x)))

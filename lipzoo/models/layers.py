@@ -8,7 +8,7 @@ that runs.
 import abc
 import math
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -37,12 +37,12 @@ Position = int | Int[Array, ""]
 
 
 class AbstractModule(eqx.Module):
-    """A map of vectors (or of sequences of vectors) that knows its own sensitivity.
+    """A map of vectors (or of sequences of vectors) that knows its own sensitivity."""
 
-    `tokens` says that inputs are sequences of tokens, measured by their largest one.
-    """
-
-    tokens: ClassVar[bool] = False
+    @property
+    def tokens(self) -> bool:
+        """Whether inputs are sequences of tokens, measured by their largest one."""
+        return False
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -165,6 +165,9 @@ class GELU(AbstractModule):
     divisor: float = eqx.field(static=True, default=GELU_DIVISOR)
     exact: bool = eqx.field(static=True, default=False)
 
+    def __check_init__(self) -> None:
+        _check_positive(self.divisor, "the divisor of a GELU")
+
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return jax.nn.gelu(x, approximate=not self.exact) / self.divisor
 
@@ -180,6 +183,9 @@ class Tanh(AbstractModule):
 
     limit: float = eqx.field(static=True, default=1.0)
 
+    def __check_init__(self) -> None:
+        _check_positive(self.limit, "the limit of a tanh")
+
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.limit * jnp.tanh(x / self.limit)
 
@@ -194,6 +200,8 @@ class SquaredReLU(AbstractModule):
     size: int = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
+        if x.size != self.size:
+            raise ValueError(f"a squared ReLU of size {self.size} was given a vector of {x.size} entries")
         return jax.nn.relu(x) ** 2
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
@@ -208,6 +216,9 @@ class RMSNorm(AbstractModule):
     """x/√(mean x² + ε) (Zhang & Sennrich 2019, arXiv 1910.07467), without learned gains: see `Affine`."""
 
     epsilon: float = eqx.field(static=True, default=NORM_EPSILON)
+
+    def __check_init__(self) -> None:
+        _check_positive(self.epsilon, "the epsilon of a normalization")
 
     def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
         return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.epsilon)
@@ -251,6 +262,11 @@ class Affine(AbstractModule):
         return image if self.bias is None else image.shift(measure(self.bias))
 
 
+def _check_positive(value: float, what: str) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{what} must be positive and finite, got {value}")
+
+
 def _row(vector: Float[Array, " size"], like: Float[Array, "*batch size"]) -> Float[Array, "*ones size"]:
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
@@ -288,6 +304,10 @@ class Sequential(AbstractModule):
     def __init__(self, layers: Sequence[AbstractModule]):
         self.layers = tuple(layers)
 
+    @property
+    def tokens(self) -> bool:
+        return any(layer.tokens for layer in self.layers)
+
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         for layer in self.layers:
             x = layer(x)
@@ -312,6 +332,10 @@ class AbstractResidual(AbstractModule):
     @abc.abstractmethod
     def combine(self, x: Float[Array, "..."], image: Float[Array, "..."]) -> Float[Array, "..."]:
         """The output, from x and f(x)."""
+
+    @property
+    def tokens(self) -> bool:
+        return self.branch.tokens
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.combine(x, self.branch(x))
@@ -356,6 +380,10 @@ class PerToken(AbstractModule):
     """A map of vectors on every token. Sequences are measured by their largest token, so the bound is the same."""
 
     module: AbstractModule
+
+    @property
+    def tokens(self) -> bool:
+        return True
 
     def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time out"]:
         return jax.vmap(self.module)(x)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.bound import Bound, namespace, weighted_sum
 from lipzoo.models.attention import Attention
-from lipzoo.models.init import Init, fresh
+from lipzoo.models.init import BELOW_CAP, Init, fresh
 from lipzoo.models.layers import GELU, AbstractModule, AbstractResidual, Affine, Center, Linear, PerToken, Sequential
 from lipzoo.weight import Measure, Weight
 
@@ -26,6 +26,10 @@ class WeightedResidual(AbstractResidual):
     branch: AbstractModule
     strength: Weight
 
+    @property
+    def tokens(self) -> bool:
+        return True
+
     def combine(self, x: Float[Array, "time d"], image: Float[Array, "time d"]) -> Float[Array, "time d"]:
         return x + image * self.strength.array[None, :, 0, 0]
 
@@ -38,7 +42,7 @@ class WeightedResidual(AbstractResidual):
 
 def center_norm(width: int, name: str, cap: float, share: float) -> Sequential:
     """γ ⊙ d/(d-1)·(x - mean x) + β."""
-    gain = Weight(jnp.full((width, 1, 1), min(1.0, cap)), f"{name}.gain", "gain", cap, share)
+    gain = Weight(jnp.full((width, 1, 1), min(1.0, cap) * BELOW_CAP), f"{name}.gain", "gain", cap, share)
     bias = Weight(jnp.zeros((width, 1)), f"{name}.bias", "bias", cap, share)
     return Sequential([Center(width / (width - 1)), Affine(gain, bias)])
 

@@ -151,6 +151,10 @@ class MLPConfig:
             return f"--activation {self.activation} needs a --width divisible by {group}, got {self.width}"
         return None
 
+    def first_norm(self, weight: Weight) -> float:
+        """An upper bound of a fresh weight's norm."""
+        return 1.0
+
     def build(self, in_size: int, out_size: int, *, key: PRNGKeyArray) -> MLP:
         """The model with fresh weights, all of them free."""
         return MLP(in_size, out_size=out_size, key=key, **dataclasses.asdict(self))

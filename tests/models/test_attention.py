@@ -168,3 +168,27 @@ def test_both_granularities_compute_the_same_function():
     np.testing.assert_allclose(per_head(x), matrix(x), atol=1e-6)
     ours, theirs = (m.bound(Bound(1.0, 0.0), exact_norm).log_lipschitz for m in (per_head, matrix))
     assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+def test_impossible_attention_is_refused():
+    module = attention(jax.random.key(0))
+    with pytest.raises(ValueError, match="softmax scale must be at least 0"):
+        attention(jax.random.key(0), softmax_scale=-0.1)
+    with pytest.raises(ValueError, match="q, k and v of 4 heads must have one of the shapes"):
+        Attention(*(Weight(jnp.ones((1, 32, 32)), name) for name in "qkv"), module.out, 4)
+    with pytest.raises(ValueError, match="need a width divisible by 24"):
+        Attention(module.q, module.k, module.v, module.out, 12)
+
+
+def test_bounds_of_tiny_and_huge_norms_neither_vanish_nor_break():
+    for size in (1e-160, 1e150):
+        with jax.enable_x64(True):
+            weight = Weight(np.eye(4) * size, "w", cap=size)
+            bound = Attention(weight, weight, weight, weight, 2).bound(Bound(1.0, 0.0), cap_norm)
+        assert bound.lipschitz > 0
+        assert not np.isnan(bound.lipschitz)
+    zero = Weight(jnp.zeros((4, 4)), "w")
+    module = Attention(zero, zero, zero, zero, 2)
+    assert module.bound(Bound(np.inf, 0.0), exact_norm).radius == 0
+    gradient = jax.grad(lambda m: m.bound(Bound(jnp.ones(()), jnp.zeros(())), gram_norm).radius)(module)
+    assert all(bool(jnp.isfinite(w.array).all()) for w in weights(gradient))

@@ -134,6 +134,21 @@ def test_blocks_of_any_names_are_certified_one_by_one():
     assert float(gain) * (1 - 1e-6) <= certificate.lipschitz == pytest.approx(1.0)
 
 
+def test_stacks_whose_blocks_would_share_a_name_have_no_certificate():
+    small, large = (Stack(PerToken(Linear(Weight(s * jnp.eye(4)[None], n))), 1) for s, n in ((1, "blocks.w"), (9, "w")))
+    with pytest.raises(ValueError, match="unique names"):
+        Certificate.of(Sequential([small, large]))
+
+
+def test_what_cannot_be_computed_is_infinite():
+    config = GPTConfig(width=16, depth=12, heads=2, activation="relu2", residual="plain", softmax_scale=1e6)
+    gpt = map_weights(lambda w: w.with_array(1e6 * w.array), GPT(7, config, key=jax.random.key(0)))
+    gpt = map_weights(lambda w: w.with_array(jnp.ones_like(w.array) if w.role == "head" else w.array), gpt)
+    certificate = Certificate.of(gpt)
+    assert certificate.lipschitz == np.inf
+    assert not np.isnan(certificate.certified.radius)
+
+
 def test_a_token_depends_on_itself_and_earlier_ones_only():
     gpt = GPT(11, GPTConfig(width=16, depth=2, heads=2, zero_init=False), key=jax.random.key(0))
     x = gpt.embedding(jnp.arange(6))

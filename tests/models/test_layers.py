@@ -165,3 +165,8 @@ def test_mistakes_in_building_are_refused(getkey):
         ConvexResidual(ReLU(), 1.5)
     with pytest.raises(ValueError, match="do not divide"):
         GroupSort()(jnp.zeros(3))
+    with pytest.raises(ValueError, match="squared ReLU of size 4 was given a vector of 3"):
+        SquaredReLU(4)(jnp.zeros(3))
+    for make in (lambda: GELU(-1.0), lambda: Tanh(-1.0), lambda: RMSNorm(0.0)):
+        with pytest.raises(ValueError, match="must be positive and finite"):
+            make()

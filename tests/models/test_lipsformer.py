@@ -50,7 +50,7 @@ def test_first_weights():
         elif weight.name.endswith("strength"):
             np.testing.assert_array_equal(weight.array, np.float32(FIRST_STRENGTH))
         elif weight.role == "gain":
-            np.testing.assert_array_equal(weight.array, 1)
+            np.testing.assert_allclose(weight.array, 1, atol=2e-5)
 
 
 @pytest.mark.parametrize("granularity", ["head", "matrix"])
@@ -64,6 +64,15 @@ def test_the_certificate_grows_with_the_strengths_and_shrinks_with_epsilon(granu
     assert certified(make(granularity=granularity, epsilon=2.0)) < certified(gpt)
     none = map_weights(lambda w: w.with_array(w.array * (0 if w.name.endswith("strength") else 1)), gpt)
     assert certified(none) == pytest.approx(svd_norm(gpt.head.weight.array))
+
+
+@pytest.mark.parametrize("sigma_max", [0.5, 1.0, 3.0])
+def test_a_fresh_model_is_under_its_caps(sigma_max):
+    """With σ₁ = 1 an MLP's second matrix begins at the RMS→RMS norm 2, a head's at √heads."""
+    recipe = Recipe(model=CONFIG, constraint=ConstraintConfig("soft-cap", sigma_max=sigma_max))
+    for weight in weights(recipe.build_model(jax.random.key(0))):
+        norms = svd_norm(weight.array)
+        assert (norms <= weight.cap).all(), weight.name
 
 
 def test_gains_are_capped_one_by_one_and_position_biases_are_free():
