@@ -102,7 +102,7 @@ class Reporter:
         if "norms" in record:
             status = f"loss {record['loss']:.3f} acc {record['accuracy']:.1%} {_largest(self._recipe, record)}"
             unit, _ = self._recipe.data.unit
-            rate = f"{record[f'{unit}_per_second']:,.0f} {unit}/s"
+            rate = f"{record[f'{unit}_per_second']:,.0f}/s"
             self._progress.update(self._task, rate=rate, status=status)
 
     def _write(self, record: Record) -> None:
@@ -111,11 +111,12 @@ class Reporter:
 
 
 def _largest(recipe: Recipe, record: Record) -> str:
-    """The largest norm, over its cap where there are caps."""
+    """The largest norm over its cap; where there are no caps, the largest norm."""
     from lipzoo.weight import weights
 
     caps = {weight.name: weight.cap for weight in weights(recipe.abstract_model())}
-    name = max(record["norms"], key=lambda n: record["norms"][n] / (caps[n] if math.isfinite(caps[n]) else 1))
+    capped = [name for name in record["norms"] if math.isfinite(caps[name])]
+    name = max(capped or record["norms"], key=lambda n: record["norms"][n] / (caps[n] if capped else 1))
     cap = f"/{caps[name]:g}" if math.isfinite(caps[name]) else ""
     return f"norm {record['norms'][name]:.3g}{cap}"
 
