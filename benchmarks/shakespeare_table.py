@@ -27,17 +27,20 @@ from lipzoo.report import Record, read_metrics
 from recipes.shakespeare_gpt import RECIPE
 
 OUTPUT = Path(__file__).with_name("shakespeare_table.csv")
-ADAM = "--optimizer adamw --lr 0.002 --warmup-steps 50 --constraint none"
-NEAR = "--lr 2 --depth 2 --relative-bias 32 --attention-scale 1 --activation maxmin --residual-scale 3 --blocks-mass 8 "
+PUBLISHED = (
+    "--lr 1 --depth 3 --softmax-scale 1 --attention-scale 0.3333333333333333 --relative-bias 0 --activation gelu "
+    "--residual-scale 1 --blocks-mass 32 --sigma-max-overrides"
+)
+ADAM = f"{PUBLISHED} --optimizer adamw --lr 0.002 --warmup-steps 50 --constraint none"
 SETTINGS = {
-    "at most 10": f"{NEAR}--softmax-scale 0 --sigma-max-overrides head=9.9",
-    "at most 2": f"{NEAR}--softmax-scale 0 --sigma-max-overrides head=1.999",
+    "at most 10": "",
+    "at most 2": "--sigma-max-overrides head=1.999",
     "AdamW, RMSNorm": f"{ADAM} --norm rms --residual plain --qk-norm --softmax-scale 12",
-    "published setting": "--granularity matrix --sigma-max 2",
-    "at most 100": f"{NEAR}--softmax-scale 1.5 --sigma-max-overrides head=9.4",
-    "at most 10,000": f"{NEAR}--softmax-scale 15 --sigma-max-overrides head=18",
+    "published setting": f"{PUBLISHED} --granularity matrix --sigma-max 2",
+    "at most 100": "--softmax-scale 1.5 --sigma-max-overrides head=9.4",
+    "at most 10,000": "--softmax-scale 15 --sigma-max-overrides head=18",
     "AdamW, no norm": f"{ADAM} --softmax-scale 8 --no-zero-init",
-    "recipe's default": "",
+    "unit norms, published parts": PUBLISHED,
     "LipsFormer, AdamW": f"{ADAM} --architecture lipsformer --softmax-scale 12",
 }
 """What is added to the command line of `recipes.shakespeare_gpt`."""
