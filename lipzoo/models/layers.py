@@ -86,7 +86,7 @@ class AbstractModule(eqx.Module):
 def _describe(weight: Weight) -> str:
     shape = "×".join(str(size) for size in np.shape(weight.array))
     cap = "free" if math.isinf(weight.cap) else f"cap {weight.cap:g}"
-    return f"  {weight.name:16} {shape:>12}  {cap:9}  share {weight.share:.4g}"
+    return f"  {weight.name:28} {shape:>12}  {cap:9}  share {weight.share:.4g}"
 
 
 def project(weight: Weight, constraint: Constraint, step: Step | None) -> Weight:
