@@ -100,25 +100,24 @@ def plot(rows: list[Row], curves: dict[str, list[Record]]) -> None:
     figure = Figure(figsize=(13, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for index, row in enumerate(rows):
-        color = f"C{index}"
-        left.scatter(row["log10 certified"], row["loss"], color=color, s=60)
-        left.annotate(row["setting"], (row["log10 certified"], row["loss"]), xytext=(7, 4), textcoords="offset points")
-        if row["log10 published formula"] is not None:
-            left.scatter(row["log10 published formula"], row["loss"], color=color, s=60, marker="x")
-        records = curves[row["setting"]]
-        validation = [record for record in records if "val_loss" in record]
-        right.plot(
-            [r["step"] for r in records if "loss" in r], [r["loss"] for r in records if "loss" in r], color=color
-        )
+        color, published = f"C{index}", row["log10 published formula"]
+        left.scatter(row["log10 certified"], row["loss"], color=color, s=70, label=row["setting"])
+        if published is not None:
+            left.scatter(published, row["loss"], color=color, s=60, marker="x")
+        training = [record for record in curves[row["setting"]] if "loss" in record]
+        validation = [record for record in curves[row["setting"]] if "val_loss" in record]
+        right.plot([r["step"] for r in training], [r["loss"] for r in training], color=color)
         right.plot([r["step"] for r in validation], [r["val_loss"] for r in validation], "o", color=color)
-        right.plot([], [], color=color, label=row["setting"])
-    left.margins(x=0.25)
-    left.set(xlabel="log₁₀ of the certified bound (×: published formula)", ylabel="loss, whole validation split")
-    right.set(xlabel="step", ylabel="loss (dots: whole validation split)", ylim=(1.3, 3.5))
-    right.legend(fontsize=8)
+    left.set_xscale("symlog", linthresh=5)
+    left.set_xticks(
+        [0, 1, 2, 3, 4, 5, 10, 20, 40], labels=["1", "10", "100", *(f"10^{n}" for n in (3, 4, 5, 10, 20, 40))]
+    )
+    left.set(xlabel="certified Lipschitz bound (×: published formula, no bound)", ylabel="loss, whole validation split")
+    right.set(xlabel="step", ylabel="training loss (dots: whole validation split)", ylim=(1.5, 3.4))
+    figure.legend(loc="outside right upper", fontsize=9)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(OUTPUT.with_suffix(".png"), dpi=120)
+    figure.savefig(OUTPUT.with_suffix(".png"), dpi=110)
 
 
 def show(rows: list[Row]) -> None:

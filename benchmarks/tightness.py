@@ -44,7 +44,7 @@ class CommandLine:
 
 
 def token_norms(x: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
-    return jnp.sqrt(jnp.mean(x**2, axis=-1))
+    return jnp.sqrt(jnp.mean(x**2, axis=-1) + 1e-30)  # √ has no slope at zero.
 
 
 def attack(gpt: GPT, line: CommandLine, key: Key[Array, ""]) -> float:
