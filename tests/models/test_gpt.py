@@ -17,7 +17,7 @@ from lipzoo import msign
 from lipzoo.bound import Bound
 from lipzoo.certificate import Certificate
 from lipzoo.constraints import SpectralNormalize, SvdCap
-from lipzoo.models import GPT, Linear, Sequential
+from lipzoo.models import GELU, GPT, Linear, Sequential
 from lipzoo.models.gpt import GPTConfig, Stack
 from lipzoo.models.layers import PerToken, project
 from lipzoo.optim import OptimizerConfig
@@ -209,3 +209,43 @@ def test_unit_caps_per_head_leave_only_the_final_scale():
     assert 4 < float(bound.lipschitz) <= 8  # GELU/c and attention shrink tokens, so later blocks are flatter.
     assert float(gpt.bound(Bound(1.0, 0.0), exact_norm).lipschitz) == 0  # The head starts at zero.
     assert "blocks.q" in repr(gpt)
+
+
+@pytest.mark.parametrize("softmax_scale", [0.1, 4.0])
+@pytest.mark.parametrize(("heads", "seed"), [(1, 0), (4, 1)])
+def test_no_ascent_on_weights_inputs_and_directions_exceeds_the_caps(heads, seed, softmax_scale):
+    """Whole blocks, weights included, with pre-activations large enough for GELU's steepest point."""
+    config = GPTConfig(width=16, depth=1, heads=heads, softmax_scale=softmax_scale, residual_scale=2.0, zero_init=False)
+    gpt = GPT(7, config, cap=2.0, key=jax.random.key(seed))
+    rms = lambda x: jnp.sqrt(jnp.mean(x**2, axis=-1) + 1e-12)  # noqa: E731
+    into_ball = lambda x: x * jnp.minimum(1, 1 / rms(x))[:, None]  # noqa: E731
+
+    def gain(gpt, x, v):
+        image = jax.jvp(lambda x: gpt.logits(gpt.stack(x)), (into_ball(x),), (v,))[1]
+        return rms(image).max() / rms(v).max()
+
+    @jax.jit
+    def climb(gpt, x, v):
+        grads = jax.grad(gain, argnums=(0, 1, 2))(gpt, x, v)
+        move = lambda a, g: a + 0.1 * g / (jnp.sqrt(jnp.mean(g**2)) + 1e-9)  # noqa: E731
+        gpt, x, v = jax.tree.map(move, (gpt, x, v), grads)
+        return gpt.project(SpectralNormalize()), into_ball(x), v
+
+    x, v = jax.random.normal(jax.random.key(seed), (2, 6, 16))
+    start, best = gain(gpt, x, v), 0.0
+    for _ in range(60):
+        gpt, x, v = climb(gpt, x, v)
+        best = max(best, float(gain(gpt, x, v)))
+    bound = gpt.stack.bound(Bound(1.0, 0.0), cap_norm)
+    for module in (gpt.norm, gpt.head, gpt.scale):
+        bound = module.bound(bound, cap_norm)
+    assert 2 * float(start) < best <= float(bound.lipschitz)
+
+
+def test_gelu_attains_its_slope_and_no_more():
+    """At √2, the steepest point of the exact form, and at that of the tanh form beside it."""
+    for exact in (True, False):
+        module = GELU(1.0, exact)
+        slopes = jax.vmap(jax.grad(lambda x, module=module: module(x)))(jnp.linspace(1.3, 1.5, 2001))
+        bound = float(module.bound(Bound(2.0, 0.0), cap_norm).lipschitz)
+        assert bound * (1 - 1e-6) <= float(slopes.max()) <= bound * (1 + 1e-6)
