@@ -208,7 +208,8 @@ def _side(norm: Scalar, radius: Scalar, epsilon: float | None) -> _Side:
 def _times(norm: Scalar, size: Scalar) -> Scalar:
     """The product, where a zero matrix makes nothing even of what has no bound."""
     xp = namespace(norm, size)
-    return xp.where(norm == 0, 0.0, norm * size)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return xp.where(norm == 0, 0.0, norm * size)
 
 
 def _root_mean_square(values: Scalar) -> Scalar:

@@ -8,7 +8,7 @@ that runs.
 import abc
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from lipzoo import norms
 from lipzoo.bound import Bound, Scalar, format_power, namespace, weighted_sum
 from lipzoo.constraints.base import Constraint, Step
-from lipzoo.weight import Measure, Weight, cap_norm, map_weights, weights
+from lipzoo.weight import Measure, Weight, cap_norm, is_weight, map_weights, weights
 
 Module = TypeVar("Module", bound="AbstractModule")
 
@@ -74,7 +74,13 @@ class AbstractModule(eqx.Module):
 
     def matrices(self) -> list[Weight]:
         """The weights as rows of a certificate: one for each place in the network."""
-        return weights(self)
+
+        def own_rows(node: Any) -> bool:
+            return isinstance(node, AbstractModule) and type(node).matrices is not AbstractModule.matrices
+
+        nodes = jax.tree.leaves(self, is_leaf=lambda node: is_weight(node) or (node is not self and own_rows(node)))
+        parts = [node.matrices() if own_rows(node) else [node] for node in nodes if own_rows(node) or is_weight(node)]
+        return [weight for part in parts for weight in part]
 
     def __repr__(self) -> str:
         rows = [_describe(weight) for weight in weights(self)]
