@@ -113,18 +113,23 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = "the disk is full" if "No space left" in str(error) else _first_line(error)
             raise UserError(
-                f"could not write a checkpoint to {self._manager.directory} ({reason}): earlier checkpoints are whole; "
-                f"free some space and go on with --resume {Path(self._manager.directory).parent}"
+                f"could not write a checkpoint to {self._manager.directory} ({_mishap(error)}): "
+                "earlier checkpoints are whole; free some space and go on with "
+                f"--resume {Path(self._manager.directory).parent}"
             ) from error
 
 
 def save_model(run: Path, step: int, model: AbstractModule, recipe: Recipe) -> Path:
     """Writes a checkpoint of weights alone: tools can load it, but no run can go on from it."""
     path = (run / "checkpoints" / str(step)).absolute()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(path, ocp.args.Composite(**_items({"model": weight_arrays(model)}, recipe)))
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(path, ocp.args.Composite(**_items({"model": weight_arrays(model)}, recipe)))
+    except Exception as error:  # As in Checkpoints: of many types, to the user one mishap.
+        raise UserError(
+            f"could not write {path} ({_mishap(error)}): free some space, delete {run}, try again"
+        ) from error
     return path
 
 
@@ -207,6 +212,10 @@ def read_json(directory: Path, item: str) -> Any:
     """A JSON item of a checkpoint."""
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         return checkpointer.restore((directory / item).absolute())
+
+
+def _mishap(error: Exception) -> str:
+    return "the disk is full" if "No space left" in str(error) else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -50,7 +50,7 @@ def guarded(command: Callable[[], int]) -> int:
     except OSError as error:
         message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     except KeyboardInterrupt:
-        message = "interrupted before the first step"
+        message = "interrupted"
     print(f"error: {message}", file=sys.stderr)
     return 2
 

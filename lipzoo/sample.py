@@ -66,8 +66,11 @@ def choose(
     """A token drawn from softmax(logits/temperature), of the `top_k` likeliest ones (0: of all)."""
     if temperature == 0:
         return logits.argmax()
-    likeliest, tokens = jax.lax.top_k(logits, min(top_k or logits.size, logits.size))
-    return tokens[jax.random.categorical(key, (likeliest - likeliest[0]) / temperature)]
+    logits = (logits - logits.max()) / temperature
+    if not 0 < top_k < logits.size:
+        return jax.random.categorical(key, logits)
+    likeliest, tokens = jax.lax.top_k(logits, top_k)
+    return tokens[jax.random.categorical(key, likeliest)]
 
 
 @functools.partial(jax.jit, static_argnames=("temperature", "top_k"), donate_argnames="cache")

@@ -75,12 +75,12 @@ class AbstractModule(eqx.Module):
     def matrices(self) -> list[Weight]:
         """The weights as rows of a certificate: one for each place in the network."""
 
-        def own_rows(node: Any) -> bool:
-            return isinstance(node, AbstractModule) and type(node).matrices is not AbstractModule.matrices
+        def has_rows(node: Any) -> bool:  # A weight, or a module inside that finds its own, as a stack does.
+            overrides = isinstance(node, AbstractModule) and type(node).matrices is not AbstractModule.matrices
+            return is_weight(node) or (overrides and node is not self)
 
-        nodes = jax.tree.leaves(self, is_leaf=lambda node: is_weight(node) or (node is not self and own_rows(node)))
-        parts = [node.matrices() if own_rows(node) else [node] for node in nodes if own_rows(node) or is_weight(node)]
-        return [weight for part in parts for weight in part]
+        nodes = [node for node in jax.tree.leaves(self, is_leaf=has_rows) if has_rows(node)]
+        return [weight for node in nodes for weight in ([node] if is_weight(node) else node.matrices())]
 
     def __repr__(self) -> str:
         rows = [_describe(weight) for weight in weights(self)]
