@@ -56,7 +56,7 @@ class CommandLine:
 def empty_cache(gpt: GPT, room: int) -> Cache:
     """Keys and values of all blocks, with room for so many tokens."""
     config = gpt.config
-    shape = (config.depth, config.heads, room, config.width // config.heads)
+    shape = (config.depth, room, config.heads, config.width // config.heads)
     return jnp.zeros(shape), jnp.zeros(shape)
 
 
@@ -111,7 +111,7 @@ def generate(
     while True:
         yield int(token)
         if position == room:
-            cache, room = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x)], axis=-2), cache), 2 * room
+            cache, room = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x)], axis=-3), cache), 2 * room
         token, cache = follow(token[None], jnp.int32(1), cache, jnp.int32(position))
         position += 1
 

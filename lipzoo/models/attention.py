@@ -8,17 +8,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from lipzoo.bound import Bound, Scalar, namespace, round_up
-from lipzoo.models.layers import AbstractModule, Cache, Position, RMSNorm
+from lipzoo.models.layers import AbstractModule, Cache, Mask, Position, RMSNorm
 from lipzoo.weight import Measure, Weight
 
 ROTARY_BASE = 10_000.0
-Heads = Float[Array, "heads time size"]
+FLASH_SIZE = 128
+"""Largest width of a head that cuDNN's flash attention takes."""
+Heads = Float[Array, "time heads size"]
 
 
-def rotate(x: Float[Array, "*batch time size"], first: Position = 0) -> Float[Array, "*batch time size"]:
+def rotate(x: Float[Array, "*batch time heads size"], first: Position = 0) -> Float[Array, "*batch time heads size"]:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864).
 
     Turns the pair (xᵢ, xᵢ₊ₛ), s = size/2, of the token at position t by the angle t·10000^(-i/s): a rotation of every
@@ -26,33 +28,54 @@ def rotate(x: Float[Array, "*batch time size"], first: Position = 0) -> Float[Ar
     """
     half = x.shape[-1] // 2
     frequency = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.outer((first + jnp.arange(x.shape[-2])).astype(jnp.float32), frequency)
-    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
-    shape = (1,) * (x.ndim - 2) + cos.shape
-    cos, sin = cos.reshape(shape), sin.reshape(shape)
+    angle = jnp.outer((first + jnp.arange(x.shape[-3])).astype(jnp.float32), frequency)
+    shape = (*(1,) * (x.ndim - 3), angle.shape[0], 1, half)
+    cos, sin = jnp.cos(angle).astype(x.dtype).reshape(shape), jnp.sin(angle).astype(x.dtype).reshape(shape)
     left, right = x[..., :half], x[..., half:]
     return jnp.concatenate([cos * left + sin * right, cos * right - sin * left], axis=-1)
 
 
 def attend(
-    q: Float[Array, "heads queries size"],
-    k: Float[Array, "heads keys size"],
-    v: Float[Array, "heads keys size"],
+    q: Float[Array, "queries heads size"],
+    k: Float[Array, "keys heads size"],
+    v: Float[Array, "keys heads size"],
+    *,
+    scale: float,
     first: Position,
+    window: int,
+    documents: Int[Array, " keys"] | None,
     bias: Float[Array, "heads reach"] | None,
-) -> Float[Array, "heads queries size"]:
-    """softmax(qkᵀ + b)v, where query i, at position `first` + i, looks at keys 0, …, `first` + i.
+) -> Float[Array, "queries heads size"]:
+    """softmax(scale·qkᵀ + b)v, where query i, at position p = `first` + i, looks at keys 0, …, p.
 
-    b depends on the distance alone; distances beyond its reach share its last entry.
+    It looks at the last `window` of these alone, unless that is 0, and only at those of its own document. b depends on
+    the distance alone; distances beyond its reach share its last entry. cuDNN's flash attention runs where it can: in
+    bfloat16 on a GPU, for heads of up to 128, without b; elsewhere the softmax is in float32.
     """
-    scores = jnp.einsum("hqe,hke->hqk", q, k).astype(jnp.float32)
-    distance = (first + jnp.arange(q.shape[1]))[:, None] - jnp.arange(k.shape[1])[None, :]
+    distance = (first + jnp.arange(q.shape[0]))[:, None] - jnp.arange(k.shape[0])[None, :]
     if bias is not None:
-        scores = scores + bias.astype(jnp.float32)[:, jnp.clip(distance, 0, bias.shape[1] - 1)]
-    scores = jnp.where((distance >= 0)[None], scores, -jnp.inf)
-    share = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    total = share.sum(-1, keepdims=True)
-    return jnp.einsum("hqk,hke->hqe", share.astype(v.dtype), v) / total.astype(v.dtype)
+        bias = bias.astype(jnp.float32)[:, jnp.clip(distance, 0, bias.shape[1] - 1)]
+    whole = isinstance(first, int) and first == 0 and len(q) == len(k)
+    flash = jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and q.shape[-1] <= FLASH_SIZE and bias is None
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        bias,
+        _together(documents) if whole else _recent(distance, window),
+        scale=scale,
+        is_causal=whole,
+        local_window_size=(window - 1, 0) if whole and window else None,
+        implementation="cudnn" if flash and whole else "xla",
+    )
+
+
+def _together(documents: Int[Array, " time"] | None) -> Bool[Array, "1 time time"] | None:
+    return None if documents is None else (documents[:, None] == documents[None, :])[None]
+
+
+def _recent(distance: Int[Array, "queries keys"], window: int) -> Bool[Array, "1 queries keys"]:
+    return ((distance >= 0) & (distance < (window or distance.shape[1])))[None]
 
 
 class _Side(NamedTuple):
@@ -76,6 +99,7 @@ class Attention(AbstractModule):
     - `bias`: added to the logits by distance, shape (heads, reach, 1); the last entry is for all distances beyond. It
       does not depend on x, so sharp attention to nearby tokens costs nothing in the bound, where sharp attention to
       content costs 2s.
+    - `window`: how many tokens it looks back, itself among them; 0 for all.
     - `qk_epsilon`, `v_epsilon`: where given, every head's q and k (or v) is divided by √(mean square + ε).
     """
 
@@ -89,6 +113,7 @@ class Attention(AbstractModule):
     bias: Weight | None = None
     qk_epsilon: float | None = eqx.field(static=True, default=None)
     v_epsilon: float | None = eqx.field(static=True, default=None)
+    window: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
         width = self.out.array.shape[-1]
@@ -105,14 +130,17 @@ class Attention(AbstractModule):
         return True
 
     def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time d"]:
+        return self.masked(x, Mask())
+
+    def masked(self, x: Float[Array, "time d"], mask: Mask) -> Float[Array, "time d"]:
         q, k, v = self._project(x, 0)
-        return self._output(q, k, v, 0)
+        return self._output(q, k, v, 0, mask)
 
     def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
         q, k, v = self._project(x, first)
-        start = (0, first, 0)
+        start = (first, 0, 0)
         keys, values = (jax.lax.dynamic_update_slice(old, new, start) for old, new in zip(cache, (k, v), strict=True))
-        return self._output(q, keys, values, first), (keys, values)
+        return self._output(q, keys, values, first, Mask()), (keys, values)
 
     def _project(self, x: Float[Array, "time d"], first: Position) -> tuple[Heads, Heads, Heads]:
         q, k, v = (self._by_head(x @ w.array.reshape(-1, x.shape[-1]).mT) for w in (self.q, self.k, self.v))
@@ -123,19 +151,20 @@ class Attention(AbstractModule):
         return rotate(q, first), rotate(k, first), v
 
     def _by_head(self, x: Float[Array, "time d"]) -> Heads:
-        return x.reshape(x.shape[0], self.heads, -1).swapaxes(0, 1)
+        return x.reshape(x.shape[0], self.heads, -1)
 
     def _output(
         self,
-        q: Float[Array, "heads queries size"],
-        k: Float[Array, "heads keys size"],
-        v: Float[Array, "heads keys size"],
+        q: Float[Array, "queries heads size"],
+        k: Float[Array, "keys heads size"],
+        v: Float[Array, "keys heads size"],
         first: Position,
+        mask: Mask,
     ) -> Float[Array, "queries d"]:
-        bias = None if self.bias is None else self.bias.array[..., 0]
-        joined = attend(self.softmax_scale / q.shape[-1] * q, k, v, first, bias)
-        joined = joined.swapaxes(0, 1).reshape(q.shape[1], -1)
-        return self.output_scale * (joined @ self.out.array.mT)
+        bias, scale = None if self.bias is None else self.bias.array[..., 0], self.softmax_scale / q.shape[-1]
+        window = mask.window or self.window
+        joined = attend(q, k, v, scale=scale, first=first, window=window, documents=mask.documents, bias=bias)
+        return self.output_scale * (joined.reshape(len(q), -1) @ self.out.array.mT)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """The smallest of the valid forms, for sequences measured by their largest token.

@@ -1,7 +1,6 @@
 """A GPT whose blocks are stacked, so that equal matrices are one array for optimizer and constraints."""
 
 import dataclasses
-import functools
 import math
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from lipzoo.models.layers import (
     GroupSort,
     Identity,
     Linear,
+    Mask,
     PerToken,
     Position,
     Residual,
@@ -38,6 +38,12 @@ from lipzoo.models.lipsformer import lipsformer_block
 from lipzoo.weight import Measure, Weight, check_names, map_weights
 
 Granularity = Literal["head", "matrix"]
+Remat = Literal["none", "products", "blocks"]
+SAVED = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Embedding(AbstractModule):
@@ -55,24 +61,28 @@ class Embedding(AbstractModule):
 
 
 class Stack(AbstractModule):
-    """Equal blocks one after the other, held as one block whose arrays have a leading axis, and run by a scan."""
+    """Equal blocks one after the other, held as one block whose arrays have a leading axis, and run by a scan.
+
+    `remat` says what the backward pass computes anew: `none`; all but the `products` with weights (scores,
+    activations), which on CPUs costs less than writing and reading them; or everything in the `blocks`.
+    """
 
     blocks: AbstractModule
     depth: int = eqx.field(static=True)
+    remat: Remat = eqx.field(static=True, default="products")
 
     @property
     def tokens(self) -> bool:
         return self.blocks.tokens
 
     def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time d"]:
-        # The backward pass keeps what each weight's product gave and computes the rest anew (scores, activations): that
-        # costs less than writing and reading it.
-        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return self.masked(x, Mask())
 
-        @functools.partial(jax.checkpoint, policy=keep, prevent_cse=False)
+    def masked(self, x: Float[Array, "time d"], mask: Mask) -> Float[Array, "time d"]:
         def run(x: Array, block: AbstractModule) -> tuple[Array, None]:
-            return block(x), None
+            return block.masked(x, mask), None
 
+        run = jax.checkpoint(run, policy=SAVED[self.remat], prevent_cse=False)
         return jax.lax.scan(run, x, self.blocks)[0]
 
     def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
@@ -165,6 +175,14 @@ class GPTConfig:
     """c of GELU/c; at 1.1290 and above it is 1-Lipschitz."""
     logit_softcap: float = 0.0
     """c > 0 makes the logits c·tanh(z/c); 0 leaves them as they are."""
+    window: int = 0
+    """Tokens that attention looks back, itself among them; 0 for all."""
+    window_stages: int = 1
+    """Equal parts of the run in which the window grows to its full size; each is compiled anew."""
+    separator: int = -1
+    """Token that begins a document: tokens of different documents do not see one another; -1 for none."""
+    remat: Remat = "products"
+    """What the backward pass computes anew to save memory: nothing, all but products with weights, whole blocks."""
 
     def refusal(self) -> str | None:
         """Why there is no such model, or None."""
@@ -183,7 +201,13 @@ class GPTConfig:
                 return f"--{name.replace('_', '-')} must be positive and finite, got {getattr(self, name)}"
         if not 0 <= self.logit_softcap < math.inf:
             return f"--logit-softcap must be at least 0 and finite, got {self.logit_softcap}"
+        if self.window < 0 or not 1 <= self.window_stages <= max(self.window, 1):
+            return f"--window must be at least 0, --window-stages at least 1 and at most --window {self.window}"
         return self._lipsformer_refusal()
+
+    def window_at(self, progress: float) -> int:
+        """The window after a fraction `progress` < 1 of the run; 0 where all tokens are seen."""
+        return math.ceil(self.window * (math.floor(progress * self.window_stages) + 1) / self.window_stages)
 
     def _lipsformer_refusal(self) -> str | None:
         """LipsFormer has its own normalization, residuals and activation."""
@@ -236,7 +260,8 @@ class GPT(AbstractModule):
         rows = jax.random.normal(keys[0], (vocabulary, config.width, 1))
         rows = rows / jnp.sqrt(jnp.mean(rows**2, axis=1, keepdims=True)) * BELOW_CAP
         self.embedding = Embedding(Weight(rows, "embedding", "embedding", cap, 1 / total))
-        self.stack = Stack(eqx.filter_vmap(lambda key: _block(config, cap, share, key))(keys[2:]), config.depth)
+        blocks = eqx.filter_vmap(lambda key: _block(config, cap, share, key))(keys[2:])
+        self.stack = Stack(blocks, config.depth, config.remat)
         self.norm = _norm(config)
         init: Init = "zero" if config.zero_init else "orthogonal"
         shape = (vocabulary, config.width)
@@ -250,7 +275,13 @@ class GPT(AbstractModule):
         return True
 
     def __call__(self, x: Int[Array, " time"]) -> Float[Array, "time vocabulary"]:
-        return self.logits(self.stack(self.embedding(x)))
+        return self.masked(x, Mask())
+
+    def masked(self, x: Int[Array, " time"], mask: Mask) -> Float[Array, "time vocabulary"]:
+        """The logits; documents are told apart by the tokens themselves."""
+        if self.config.separator >= 0:
+            mask = Mask(mask.window, jnp.cumsum(x == self.config.separator))
+        return self.logits(self.stack.masked(self.embedding(x), mask))
 
     def logits(self, x: Float[Array, "time d"]) -> Float[Array, "time vocabulary"]:
         """What the head makes of the last block's output."""
@@ -259,6 +290,7 @@ class GPT(AbstractModule):
     def extend(
         self, x: Int[Array, " time"], cache: Cache, first: Position
     ) -> tuple[Float[Array, "time vocabulary"], Cache]:
+        """Logits of further tokens of one document (see `AbstractModule.extend`)."""
         hidden, cache = self.stack.extend(self.embedding(x), cache, first)
         return self.logits(hidden), cache
 
@@ -286,6 +318,7 @@ def _block(config: GPTConfig, cap: float, share: float, key: PRNGKeyArray) -> Se
             head_shape=head_shape,
             temperature=config.softmax_scale,
             epsilon=config.epsilon,
+            window=config.window,
             zero_init=config.zero_init,
             cap=cap,
             share=share,
@@ -318,6 +351,7 @@ def _block(config: GPTConfig, cap: float, share: float, key: PRNGKeyArray) -> Se
         output_scale,
         _relative_bias(config) if config.relative_bias else None,
         config.epsilon if config.qk_norm else None,
+        window=config.window,
     )
     up, down = Linear(matrix(4, "up", (4 * width, width))), Linear(matrix(5, "down", (width, 4 * width), last))
     activations = {"gelu": GELU(config.gelu_divisor), "maxmin": GroupSort(), "relu2": SquaredReLU(4 * width)}

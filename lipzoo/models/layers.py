@@ -31,9 +31,23 @@ NORM_EPSILON = 1e-6
 """ε of normalization layers. Their Lipschitz constant is 1/√ε."""
 
 
-Cache = tuple[Float[Array, "*blocks heads room size"], Float[Array, "*blocks heads room size"]]
+Cache = tuple[Float[Array, "*blocks room heads size"], Float[Array, "*blocks room heads size"]]
 """Keys and values of an attention, of as many tokens as there is room for."""
 Position = int | Int[Array, ""]
+
+
+class Mask(eqx.Module):
+    """What attention may look at, beside nothing that comes later.
+
+    **Attributes:**
+
+    - `window`: the token itself and the `window` - 1 tokens before it, instead of the attention's own window; 0 to
+      leave it.
+    - `documents`: a number for each token; only tokens of the same number see one another.
+    """
+
+    window: int = eqx.field(static=True, default=0)
+    documents: Int[Array, " time"] | None = None
 
 
 class AbstractModule(eqx.Module):
@@ -64,6 +78,10 @@ class AbstractModule(eqx.Module):
         modules that treat tokens one by one have nothing to remember.
         """
         return self(x), cache
+
+    def masked(self, x: Float[Array, "..."], mask: Mask) -> Float[Array, "..."]:
+        """The output for a sequence in which attention is masked; nothing else looks at other tokens."""
+        return self(x)
 
     def project(self: Module, constraint: Constraint, step: Step | None = None) -> Module:
         """This module with every capped weight constrained, as after an optimizer step `step`.
@@ -227,7 +245,9 @@ class RMSNorm(AbstractModule):
         _check_positive(self.epsilon, "the epsilon of a normalization")
 
     def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
-        return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.epsilon)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # Squares of bfloat16 keep eight bits.
+        scale = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
+        return (wide * scale).astype(x.dtype)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(min(1, r/√ε), L/√ε): the derivative is (I - x̂x̂ᵀ/n)/√(mean x² + ε) with a norm of at most 1/√ε."""
@@ -315,8 +335,11 @@ class Sequential(AbstractModule):
         return any(layer.tokens for layer in self.layers)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.masked(x, Mask())
+
+    def masked(self, x: Float[Array, "..."], mask: Mask) -> Float[Array, "..."]:
         for layer in self.layers:
-            x = layer(x)
+            x = layer.masked(x, mask)
         return x
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
@@ -344,7 +367,10 @@ class AbstractResidual(AbstractModule):
         return self.branch.tokens
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return self.combine(x, self.branch(x))
+        return self.masked(x, Mask())
+
+    def masked(self, x: Float[Array, "..."], mask: Mask) -> Float[Array, "..."]:
+        return self.combine(x, self.branch.masked(x, mask))
 
     def extend(self, x: Float[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
         image, cache = self.branch.extend(x, cache, first)

@@ -54,6 +54,7 @@ def lipsformer_block(
     head_shape: tuple[int, ...],
     temperature: float,
     epsilon: float,
+    window: int,
     zero_init: bool,
     cap: float,
     share: float,
@@ -87,6 +88,7 @@ def lipsformer_block(
         output_scale=1 / math.sqrt(size),
         qk_epsilon=epsilon / size,
         v_epsilon=epsilon / size,
+        window=window,
     )
     up = Linear(matrix(4, "up", (4 * width, width)))
     down = Linear(matrix(5, "down", (width, 4 * width), last))

@@ -1,5 +1,7 @@
 """Attention: its bound against known counterexamples and gradient ascent, and what its mask lets through."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from lipzoo.bound import Bound
 from lipzoo.constraints import SvdCap
 from lipzoo.models import Attention
 from lipzoo.models.attention import rotate
+from lipzoo.models.layers import Mask
 from lipzoo.weight import Weight, cap_norm, exact_norm, gram_norm, set_caps, weights
 
 
@@ -148,15 +151,33 @@ def test_a_token_depends_on_itself_and_earlier_ones_only():
     np.testing.assert_array_equal(depends, np.tril(np.ones((6, 6), bool)))
 
 
+DOCUMENTS = [0, 0, 1, 1, 1, 1]
+MASKS = [
+    (0, Mask(), lambda t, s: True),
+    (2, Mask(), lambda t, s: t - s < 2),
+    (5, Mask(window=3), lambda t, s: t - s < 3),
+    (0, Mask(documents=jnp.array(DOCUMENTS)), lambda t, s: DOCUMENTS[t] == DOCUMENTS[s]),
+    (2, Mask(documents=jnp.array(DOCUMENTS)), lambda t, s: t - s < 2 and DOCUMENTS[t] == DOCUMENTS[s]),
+]
+
+
+@pytest.mark.parametrize(("window", "mask", "allowed"), MASKS)
+def test_masks_hide_what_is_far_or_of_another_document(window, mask, allowed):
+    module = dataclasses.replace(attention(jax.random.key(0)), window=window)
+    x = jax.random.normal(jax.random.key(1), (6, 32))
+    depends = np.abs(np.asarray(jax.jacrev(lambda x: module.masked(x, mask).sum(-1))(x))).max(-1) > 0
+    np.testing.assert_array_equal(depends, [[s <= t and allowed(t, s) for s in range(6)] for t in range(6)])
+
+
 def test_heads_that_cannot_rotate_are_refused():
     with pytest.raises(ValueError, match="16 heads need a width divisible by 32, got 16"):
         attention(jax.random.key(0), width=16, heads=16)
 
 
 def test_rotation_keeps_norms_and_sees_only_distances():
-    x, y = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    x, y = jax.random.normal(jax.random.key(0), (2, 5, 1, 8))
     np.testing.assert_allclose(token_norms(rotate(x)), token_norms(x), rtol=1e-6)
-    near, far = (jnp.einsum("te,se->ts", rotate(x, first), rotate(y, first)) for first in (0, 40))
+    near, far = (jnp.einsum("the,she->ts", rotate(x, first), rotate(y, first)) for first in (0, 40))
     np.testing.assert_allclose(near, far, atol=1e-4)
 
 

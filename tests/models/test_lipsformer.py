@@ -34,7 +34,8 @@ def test_attention_is_that_of_cosines_with_epsilon():
     heads = []
     for head in range(2):
         q, k, v = (rows(weight, head) for weight in (attention.q, attention.k, attention.v))
-        scores = 5.0 * np.asarray(rotate(jnp.asarray(q))) @ np.asarray(rotate(jnp.asarray(k))).T
+        q, k = (np.asarray(rotate(jnp.asarray(x)[:, None])[:, 0]) for x in (q, k))
+        scores = 5.0 * q @ k.T
         share = np.exp(np.where(np.tril(np.ones((5, 5), bool)), scores, -np.inf))
         heads.append(share / share.sum(-1, keepdims=True) @ v)
     expected = np.concatenate(heads, axis=1) @ np.asarray(attention.out.array).T
