@@ -94,7 +94,7 @@ class Stepper:
     """One compiled step with its state, run over batches that lie on the device."""
 
     def __init__(self, recipe: Recipe, data: list[dict[str, Any]]):
-        self.mesh = make_mesh(1)
+        self.mesh = make_mesh()
         self._step = make_train_step(recipe, self.mesh, 255)
         self._state = init_state(recipe, self.mesh)
         self._data = [jax.device_put(batch, batched(self.mesh)) for batch in data]

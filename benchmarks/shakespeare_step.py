@@ -69,7 +69,7 @@ def matmul_rate(dtype: str) -> float:
 
 def step_seconds(recipe: Recipe, batch: dict[str, Any]) -> float:
     """The whole compiled step, which is given a new state each time: it donates the old one."""
-    mesh = make_mesh(1)
+    mesh = make_mesh()
     state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, None)
     times = []
     for _ in range(ROUNDS + 1):
@@ -96,15 +96,16 @@ def main() -> None:
     recipe = dataclasses.replace(RECIPE, model=GPTConfig(), training=training).complete()
     data = recipe.data.load(0).batches(batch_size=recipe.data.batch_size, count=9, seed=0)
     batch, pipeline = jax.device_put(next(data)), seconds(lambda: next(data))
-    model: Any = init_state(recipe, make_mesh(1)).model
+    mesh = make_mesh()
+    model: Any = init_state(recipe, mesh).model
     optimizer = recipe.optimizer.build()
-    differentiate = jax.jit(lambda model, batch: loss_and_gradient(recipe, None, model, batch)[1])
+    differentiate = jax.jit(lambda model, batch: loss_and_gradient(recipe, mesh, None, model, batch)[1])
     grads, opt_state, key = differentiate(model, batch), optimizer.init(model), jax.random.key(0)
     parts = {
         "whole step": step_seconds(recipe, batch),
         "forward and backward": seconds(differentiate, model, batch),
         "Muon": seconds(jax.jit(optimizer.update), grads, opt_state, model),
-        "constraint": seconds(jax.jit(lambda m, u: constrain(recipe, m, u, jnp.float32(1), key)), model, grads),
+        "constraint": seconds(jax.jit(lambda m, u: constrain(recipe, mesh, m, u, jnp.float32(1), key)), model, grads),
     }
     floor = model_flops(recipe, model) / matmul_rate(line.model_dtype)
     shape = "×".join(map(str, batch["input"].shape))

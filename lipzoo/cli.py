@@ -4,7 +4,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +11,22 @@ import tyro
 from tyro.conf import AvoidSubcommands, arg
 
 from lipzoo.errors import UserError
+from lipzoo.processes import ProcessConfig, timestamp
 from lipzoo.recipe import Recipe
 
-CHANGEABLE = ("steps", "mesh", "log_interval", "val_interval", "save_interval", "keep", "tensorboard", "wandb")
-"""Fields of `TrainingConfig` that a resumed run may be given anew."""
+CHANGEABLE = (
+    "steps",
+    "mesh",
+    "accum_steps",
+    "remat",
+    "log_interval",
+    "val_interval",
+    "save_interval",
+    "keep",
+    "tensorboard",
+    "wandb",
+)
+"""Settings that a resumed run may be given anew."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +43,7 @@ class CommandLine:
 
     recipe: Annotated[Recipe, arg(name="")]
     resume: Annotated[Resume, arg(name="")] = Resume()
+    processes: Annotated[ProcessConfig, arg(name="")] = ProcessConfig()
     run_dir: Path | None = None
     """Where to write the run; by default runs/NAME/TIMESTAMP."""
 
@@ -117,6 +129,7 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
 def _train(default: Recipe, argv: Sequence[str]) -> int:
     line = parse(default, argv)
     line.recipe.check()
+    line.processes.start()
     from lipzoo.loop import train  # After parsing, so that --help and mistakes answer at once.
 
     resume = line.resume.resume
@@ -124,4 +137,4 @@ def _train(default: Recipe, argv: Sequence[str]) -> int:
 
 
 def _new_run(name: str) -> Path:
-    return Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / name / timestamp()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from types import FrameType
 
 import grain
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -22,10 +22,11 @@ from lipzoo.data import Images, Text
 from lipzoo.errors import UserError
 from lipzoo.files import write_text
 from lipzoo.plots import plot_run
+from lipzoo.processes import end, in_all, is_first, signal_to_end
 from lipzoo.recipe import Recipe
 from lipzoo.report import Diverged, Reporter
-from lipzoo.sharding import batched, make_mesh
-from lipzoo.train import Evaluate, State, init_state, layer_norms, make_evaluate, make_train_step, seal
+from lipzoo.sharding import make_mesh, place, process_rows
+from lipzoo.train import Evaluate, State, all_finite, init_state, layer_norms, make_evaluate, make_train_step, seal
 from lipzoo.weight import weights
 
 
@@ -34,17 +35,16 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
 
     **Returns:** the exit status: 0, or 128 + n if signal n ended the run early (after saving), or 1 if it diverged.
     """
-    console = Console()
+    console = Console(quiet=not is_first())
     mesh = make_mesh(recipe.training.mesh)
-    recipe = recipe.complete()
-    data = recipe.data.load(recipe.training.seed)
-    stream = data.batches(batch_size=recipe.data.batch_size, count=recipe.training.steps, seed=recipe.training.seed)
-    _create(run, recipe, resume=resume)
+    recipe, data = in_all(lambda: _prepare(recipe, run, resume=resume))
+    batch_size, steps, seed = recipe.data.batch_size, recipe.training.steps, recipe.training.seed
+    stream = data.batches(batch_size=batch_size, count=steps, seed=seed, rows=process_rows(mesh, batch_size))
     checkpoints = Checkpoints(run, recipe.training.keep)
     state = init_state(recipe, mesh)
     if resume:
         state = _restore(checkpoints, state, stream, console)
-    console.print(state.model, f"run: {run}", sep="\n", highlight=False)
+    console.print(recipe.abstract_model(), f"run: {run}", sep="\n", highlight=False)
     loop = _Loop(recipe, run, checkpoints, stream, console)
     try:
         step, interrupted = loop.run(state, mesh, data)
@@ -53,12 +53,25 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
         kept = f"the last good checkpoint is step {good[0]} in {run}" if good else "no checkpoint had been saved"
         print(f"error: {error}: {kept}; lower --lr", file=sys.stderr)
         return 1
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1:
+            end(f"another process has ended ({str(error)[:80]}): start them all again with --resume {run}", 1)
+        raise
     finally:
         checkpoints.close()
     if interrupted:
         console.print(f"saved step {step}; go on with --resume {run}", highlight=False)
         return 128 + interrupted
-    return _finish(recipe, run, console)
+    return _finish(recipe, run, console) if is_first() else 0
+
+
+def _prepare(recipe: Recipe, run: Path, *, resume: bool) -> tuple[Recipe, Images | Text]:
+    """The complete recipe and its data, and the run's directory made."""
+    recipe = recipe.complete()
+    data = recipe.data.load(recipe.training.seed)
+    if is_first():
+        _create(run, recipe, resume=resume)
+    return recipe, data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,24 +87,32 @@ class _Loop:
     def run(self, state: State, mesh: Mesh, data: Images | Text) -> tuple[int, int]:
         """Runs the remaining steps. Returns the last step and the signal that ended the run early, or 0."""
         training = self.recipe.training
-        train_step = make_train_step(self.recipe, mesh, data.white)
         evaluate = make_evaluate(self.recipe, mesh, data)
-        start = int(state.step)
+        start, window, train_step = int(state.step), None, None
         with Reporter(self.run_dir, self.recipe, start, self.console) as report, _signals() as received:
             for step in range(start + 1, training.steps + 1):
-                batch = jax.device_put(next(self.stream), batched(mesh))
-                state, metrics = train_step(state, batch)
+                if train_step is None or window != self.recipe.window_at(step):
+                    window = self._announce(step)
+                    train_step = make_train_step(self.recipe, mesh, data.white, window)
+                state, metrics = train_step(state, place(next(self.stream), mesh))
                 report.step(step, metrics)
                 last = step == training.steps
-                if received:
+                if number := signal_to_end(step, received):
                     report.flush()
                     self._check_finite(state, step)
                     self._save(state, {})
-                    return step, received[0]
+                    return step, number
                 if last or step % training.log_interval == 0:
                     report.window(step, layer_norms(state.model))
                 state = self._milestone(step, last, state, evaluate, report)
         return training.steps, 0
+
+    def _announce(self, step: int) -> int:
+        """The window that attention has from this step on; that it grows is told, since it means a compilation."""
+        window = self.recipe.window_at(step)
+        if window < self.recipe.window_at(self.recipe.training.steps) or step > 1:
+            self.console.print(f"step {step}: attention looks back {window:,} tokens (compiling)", highlight=False)
+        return window
 
     def _milestone(self, step: int, last: bool, state: State, evaluate: Evaluate, report: Reporter) -> State:
         """Validates and saves where it is due. Sealing changes the weights, so the run goes on with the sealed ones."""
@@ -111,7 +132,7 @@ class _Loop:
         return state
 
     def _check_finite(self, state: State, step: int) -> None:
-        if not all(bool(jnp.isfinite(weight.array).all()) for weight in weights(state.model)):
+        if not all_finite(state.model):
             factor = self.recipe.optimizer.factor(self.recipe.training.steps)
             raise Diverged(step, self.recipe.optimizer.lr * float(factor(state.step - 1)))
 
@@ -151,7 +172,10 @@ def _signals() -> Iterator[list[int]]:
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signal.SIGINT: note, signal.SIGTERM: note}
+    if jax.process_count() > 1:  # jax tells all processes of a SIGTERM to one of them.
+        handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield received
     finally:

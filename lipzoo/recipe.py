@@ -1,9 +1,8 @@
 """Recipes: frozen dataclasses that say all there is to say about a run."""
 
 import dataclasses
-import fnmatch
 import functools
-from collections.abc import Sequence
+import math
 from typing import Annotated, Any, Literal
 
 import equinox as eqx
@@ -24,9 +23,13 @@ from lipzoo.constraints import (
 from lipzoo.data import DataConfig, TextConfig
 from lipzoo.errors import UserError
 from lipzoo.models import AbstractModule, GPTConfig, MLPConfig
-from lipzoo.optim import OptimizerConfig
+from lipzoo.optim import LR_FLAG, OptimizerConfig
+from lipzoo.overrides import number, override, override_refusal
+from lipzoo.sharding import mesh_shape
 from lipzoo.weight import Weight, map_weights, set_caps, weights
 
+AT_ONCE = 65_536
+"""Tokens or images that a device works on at once, unless --accum-steps says how many parts there are."""
 CAPS = (1e-6, 1e6)
 """Caps whose powers, up to the fourth, stay inside float32."""
 
@@ -70,16 +73,16 @@ class ConstraintConfig:
         """
         if weight.role == "position":
             return Unconstrained()
-        constraint = self.make(_override(self.constraint_overrides, weight.name) or self.constraint)
+        constraint = self.make(override(self.constraint_overrides, weight.name) or self.constraint)
         if weight.role not in ("bias", "gain", "embedding") or isinstance(constraint, WeightDecay):
             return constraint
         return SpectralNormalize() if constraint.caps else Unconstrained()
 
     def sigma_max_of(self, weight: Weight) -> float:
         """The cap asked for."""
-        override = _override(self.sigma_max_overrides, weight.name)
+        value = override(self.sigma_max_overrides, weight.name)
         default = self.embedding_cap if weight.role == "embedding" else self.sigma_max
-        return default if override is None else _number(override, "--sigma-max-overrides")
+        return default if value is None else number(value, "--sigma-max-overrides")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +94,14 @@ class TrainingConfig:
     temperature: float = 1.0
     """The training loss is the cross-entropy of temperature × logits; the model and its bound are without it."""
     accum_steps: int = 1
-    """Parts that a batch is computed in, one after the other, to save memory."""
+    """Parts that a batch is computed in, one after the other, to save memory; 0 for as many as keep a device at 65,536
+    tokens or images at once."""
     model_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of forward and backward; weights and optimizer stay in float32."""
     seed: int = 0
     """Seed of the first weights, the batches and random labels."""
-    mesh: int = 1
-    """Devices that share each batch."""
+    mesh: str = "1"
+    """Devices: 8 share each batch, 4x2 also hold each weight in 2 parts (data × FSDP)."""
     log_interval: int = 50
     """Steps between lines of metrics.jsonl."""
     val_interval: int = 500
@@ -111,19 +115,35 @@ class TrainingConfig:
     wandb: bool = False
     """Log to Weights & Biases (pip install 'lipzoo[wandb]')."""
 
+    def parts(self, batch_size: int, size: int) -> int:
+        """The parts of a batch of so many examples, each of so many tokens or images."""
+        if self.accum_steps:
+            return self.accum_steps
+        rows = batch_size // self.devices
+        fitting = (parts for parts in range(1, rows) if rows % parts == 0 and rows // parts * size <= AT_ONCE)
+        return next(fitting, rows)
+
+    @property
+    def devices(self) -> int:
+        """How many devices share each batch."""
+        return math.prod(mesh_shape(self.mesh) or (1,))
+
     def refusal(self, batch_size: int) -> str | None:
         """Why there is no such run, or None."""
-        for name in ("steps", "accum_steps", "mesh", "log_interval", "val_interval", "save_interval", "keep"):
+        if mesh_shape(self.mesh) is None:
+            return f"--mesh takes a number of devices such as 8, or data × FSDP such as 4x2, got {self.mesh!r}"
+        if self.accum_steps < 0:
+            return f"--accum-steps must be at least 0, got {self.accum_steps}"
+        for name in ("steps", "log_interval", "val_interval", "save_interval", "keep"):
             if getattr(self, name) < 1:
                 return f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
         if not 0 < self.temperature <= 1e6:
             return f"--temperature must be positive and at most a million, got {self.temperature}"
         if not 0 <= self.seed < 2**32:
             return f"--seed must be between 0 and 2³² - 1, got {self.seed}"
-        if batch_size % (self.accum_steps * self.mesh):
-            return (
-                f"--batch-size {batch_size} is not divisible by --accum-steps {self.accum_steps} × --mesh {self.mesh}"
-            )
+        if batch_size % (max(self.accum_steps, 1) * self.devices):
+            parts = f"--accum-steps {self.accum_steps} × " if self.accum_steps else ""
+            return f"--batch-size {batch_size} is not divisible by {parts}--mesh {self.mesh}"
         return None
 
 
@@ -153,9 +173,13 @@ class Recipe:
 
     def build_model(self, key: PRNGKeyArray) -> AbstractModule:
         """The model with fresh weights, each with its cap and under it."""
-        model = self.model.build(*self.data.sizes, key=key)
+        model = self.optimizer.shares(self.model.build(*self.data.sizes, key=key))
         model = set_caps(model, {weight.name: self.cap_of(weight) for weight in weights(model)})
         return map_weights(lambda w: w.with_array(w.array * min(1.0, w.cap / self.model.first_norm(w))), model)
+
+    def window_at(self, step: int) -> int:
+        """How many tokens attention looks back in this step, counted from 1; 0 for all."""
+        return self.model.window_at((step - 1) / self.training.steps) if isinstance(self.model, GPTConfig) else 0
 
     def complete(self) -> "Recipe":
         """This with what has to be read from the data before a model can be built."""
@@ -187,35 +211,41 @@ class Recipe:
         """The norm that a weight is held under or aimed at, infinite if there is none."""
         decay = self.optimizer.weight_decay
         sigma_max = self.constraint.sigma_max_of(weight)
-        return self.constraint.of(weight).cap(sigma_max, self.optimizer.update_sup, decay)
+        return self.constraint.of(weight).cap(sigma_max, self.optimizer.update_sup(weight), decay)
 
     def _constraint_refusal(self) -> str | None:
         config = self.constraint
         build = functools.partial(self.model.build, *self.data.complete().sizes)
         free = eqx.filter_eval_shape(build, key=jax.random.key(0))
         names = [weight.name for weight in weights(free)]
-        refusal = _override_refusal("--constraint-overrides", config.constraint_overrides, names)
-        refusal = refusal or _override_refusal("--sigma-max-overrides", config.sigma_max_overrides, names)
-        if refusal:
-            return refusal
+        overrides = {
+            "--constraint-overrides": config.constraint_overrides,
+            "--sigma-max-overrides": config.sigma_max_overrides,
+            LR_FLAG: self.optimizer.lr_overrides,
+        }
+        refusals = [override_refusal(flag, pairs, names) for flag, pairs in overrides.items()]
+        if any(refusals):
+            return next(filter(None, refusals))
         if not 0 <= config.spectral_wd <= 1:
             return f"--spectral-wd must lie between 0 and 1, got {config.spectral_wd}"
-        return next((r for w in weights(free) if (r := self._weight_refusal(w))), None)
+        return next((r for w in weights(self.optimizer.shares(free)) if (r := self._weight_refusal(w))), None)
 
     def _weight_refusal(self, weight: Weight) -> str | None:
         config, optimizer = self.constraint, self.optimizer
         constraint, cap = config.of(weight), config.sigma_max_of(weight)
         step = optimizer.lr * weight.share
+        if not 0 < step < math.inf:
+            return f"the learning rate of {weight.name} must be positive and finite, got {step:g}: change {LR_FLAG}"
         low, high = CAPS
         if not low <= cap <= high:
             return f"the cap of {weight.name} must lie between {low:g} and {high:g}, got {cap:g}: change --sigma-max"
         if optimizer.weight_decay * step >= 1:
-            rates = f"--weight-decay {optimizer.weight_decay:g} with --lr {optimizer.lr:g}"
+            rates = f"--weight-decay {optimizer.weight_decay:g} with a learning rate of {step:g}"
             return f"{rates} would flip the sign of {weight.name}: lower one"
         if isinstance(constraint, WeightDecay) and not optimizer.weight_decay:
             return "--constraint weight-decay needs a --weight-decay above 0"
-        reason = constraint.refusal(cap, step * optimizer.update_sup)
-        if reason and optimizer.optimizer == "adamw":
+        reason = constraint.refusal(cap, step * optimizer.update_sup(weight))
+        if reason and math.isinf(optimizer.update_sup(weight)):
             return f"{reason}: use --optimizer muon or another --constraint for {weight.name}"
         if reason:
             return f"--lr {optimizer.lr:g} is too high for {weight.name}: {reason}; lower it or raise --sigma-max"
@@ -227,26 +257,3 @@ def _fields(value: Any, prefix: str = "") -> set[str]:
     if not isinstance(value, dict):
         return {prefix}
     return set().union(*(_fields(part, f"{prefix}.{name}" if prefix else name) for name, part in value.items()))
-
-
-def _override(pairs: Sequence[str], name: str) -> str | None:
-    """The value of the last pair whose pattern matches the name."""
-    values = [value for key, _, value in (pair.partition("=") for pair in pairs) if fnmatch.fnmatch(name, key)]
-    return values[-1] if values else None
-
-
-def _override_refusal(flag: str, pairs: Sequence[str], names: Sequence[str]) -> str | None:
-    for pair in pairs:
-        pattern, _, value = pair.partition("=")
-        if not value:
-            return f"{flag} takes LAYER=VALUE, got {pair!r}"
-        if not fnmatch.filter(names, pattern):
-            return f"{flag}: no layer is called {pattern!r}; the layers are {', '.join(names)}"
-    return None
-
-
-def _number(text: str, flag: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{flag}: {text!r} is not a number") from None

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lipzoo.errors import UserError
 from lipzoo.files import write_text
+from lipzoo.processes import is_first
 from lipzoo.recipe import Recipe
+from lipzoo.weight import weights
 
 Record = dict[str, Any]
 Sink = Callable[[Record], None]
@@ -33,8 +35,11 @@ class Reporter:
         self._recipe = recipe
         self._console = console
         self._metrics = run / "metrics.jsonl"
-        _truncate(self._metrics, start)
-        self._sinks: list[Sink] = [self._write, *_optional_sinks(run, recipe)]
+        self._caps = {weight.name: weight.cap for weight in weights(recipe.abstract_model())}
+        self._sinks: list[Sink] = []
+        if is_first():
+            _truncate(self._metrics, start)
+            self._sinks = [self._write, *_optional_sinks(run, recipe)]
         self._pending: list[tuple[int, Any]] = []
         self._norms: tuple[int, Any] | None = None
         self._clock = time.perf_counter()
@@ -100,7 +105,7 @@ class Reporter:
         for sink in self._sinks:
             sink(record)
         if "norms" in record:
-            status = f"loss {record['loss']:.3f} acc {record['accuracy']:.1%} {_largest(self._recipe, record)}"
+            status = f"loss {record['loss']:.3f} acc {record['accuracy']:.1%} {_largest(self._caps, record)}"
             unit, _ = self._recipe.data.unit
             rate = f"{record[f'{unit}_per_second']:,.0f}/s"
             self._progress.update(self._task, rate=rate, status=status)
@@ -110,11 +115,8 @@ class Reporter:
             file.write(json.dumps(record) + "\n")
 
 
-def _largest(recipe: Recipe, record: Record) -> str:
+def _largest(caps: Mapping[str, float], record: Record) -> str:
     """The largest norm over its cap; where there are no caps, the largest norm."""
-    from lipzoo.weight import weights
-
-    caps = {weight.name: weight.cap for weight in weights(recipe.abstract_model())}
     capped = [name for name in record["norms"] if math.isfinite(caps[name])]
     name = max(capped or record["norms"], key=lambda n: record["norms"][n] / (caps[n] if capped else 1))
     cap = f"/{caps[name]:g}" if math.isfinite(caps[name]) else ""

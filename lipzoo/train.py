@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from lipzoo import norms
-from lipzoo.constraints import Step
+from lipzoo.constraints import Step, Unconstrained, WeightDecay
 from lipzoo.data import Images, Split, Text
 from lipzoo.models import AbstractModule
-from lipzoo.models.layers import project
+from lipzoo.models.layers import Mask, project
 from lipzoo.recipe import Recipe
-from lipzoo.sharding import batched, replicated
+from lipzoo.sharding import batched, gathered, place, process_rows, replicated, spread, stored
 from lipzoo.weight import Weight, exact_norm, gram_norm, map_weights, weights
 
 Metrics = dict[str, Float[Array, ""]]
@@ -28,6 +28,9 @@ Evaluate = Callable[[AbstractModule], dict[str, float]]
 
 EVALUATED_TOGETHER = {1: 1024, 2: 64}
 """Examples in a batch of the evaluation, by the dimensions of their labels: images, windows of tokens."""
+LARGEST_LOGITS = 2**29
+"""Logits of such a batch, at most: float32 numbers that take two gigabytes."""
+FULL = Mask()
 
 
 class State(eqx.Module):
@@ -40,84 +43,114 @@ class State(eqx.Module):
 
 
 def init_state(recipe: Recipe, mesh: Mesh) -> State:
-    """The state before the first step, replicated over the mesh."""
+    """The state before the first step, on the mesh."""
 
     model_key, step_key = jax.random.split(jax.random.key(recipe.training.seed))
     # Step by step: compiled as one, the factorizations of a GPT's first weights run at once, and on few cores XLA's CPU
     # backend then waits for ever.
-    model: Any = jax.device_put(recipe.build_model(model_key), replicated(mesh))
+    model: Any = recipe.build_model(model_key)
     opt_state = recipe.optimizer.build().init(model)
     state = State(model, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(step_key))
-    return jax.device_put(state, replicated(mesh))
+    return jax.device_put(state, stored(mesh, state))
 
 
-def make_train_step(recipe: Recipe, mesh: Mesh, white: int | None) -> TrainStep:
-    """The compiled step (state, batch) → (state, metrics). The state passed in is donated: do not use it again."""
-    optimizer = recipe.optimizer.build()
+def _abstract_state(recipe: Recipe) -> Any:
+    """The shapes of a state."""
+    model = recipe.abstract_model()
+    opt_state = jax.eval_shape(recipe.optimizer.build().init, model)
+    rest = jax.eval_shape(lambda: (jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(0))))
+    return eqx.filter_eval_shape(State, model, opt_state, *rest)
+
+
+def make_train_step(recipe: Recipe, mesh: Mesh, white: int | None, window: int = 0) -> TrainStep:
+    """The compiled step (state, batch) → (state, metrics). The state passed in is donated: do not use it again.
+
+    `window`, unless 0, is how many tokens attention looks back.
+    """
+    optimizer = recipe.optimizer.build(functools.partial(spread, mesh))
     factor = recipe.optimizer.factor(recipe.training.steps)
 
     def train_step(state: State, batch: dict[str, Array]) -> tuple[State, Metrics]:
         params: Any = state.model
-        (loss, accuracy), gradient = loss_and_gradient(recipe, white, params, batch)
+        (loss, accuracy), gradient = loss_and_gradient(recipe, mesh, white, params, batch, Mask(window))
         lr = recipe.optimizer.lr * factor(state.step)
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         updates = jax.tree.map(lambda update: -lr * update, updates)
         model = optax.apply_updates(params, updates)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        model = constrain(recipe, model, updates, lr, key)
+        model = constrain(recipe, mesh, model, updates, lr, key)
         metrics = {"loss": loss, "accuracy": accuracy, "lr": lr}
         return State(model, opt_state, state.step + 1, state.key), metrics
 
-    shardings = (replicated(mesh), batched(mesh))
-    return jax.jit(train_step, donate_argnums=0, in_shardings=shardings, out_shardings=replicated(mesh))
+    state = stored(mesh, _abstract_state(recipe))
+    in_shardings, out_shardings = (state, batched(mesh)), (state, replicated(mesh))
+    return jax.jit(train_step, donate_argnums=0, in_shardings=in_shardings, out_shardings=out_shardings)
 
 
-def constrain(recipe: Recipe, model: Any, updates: Any, lr: Float[Array, ""], key: Key[Array, ""]) -> Any:
+def constrain(recipe: Recipe, mesh: Mesh, model: Any, updates: Any, lr: Float[Array, ""], key: Key[Array, ""]) -> Any:
     """The updated model with every weight's constraint applied."""
-    sup, rate = recipe.optimizer.update_sup, recipe.optimizer.weight_decay
     indices = {weight.name: index for index, weight in enumerate(weights(model))}
 
     def apply(weight: Weight, update: Weight) -> Weight:
-        share_lr = lr * weight.share
+        constraint, sup = recipe.constraint.of(weight), recipe.optimizer.update_sup(weight)
+        if isinstance(constraint, Unconstrained | WeightDecay):
+            return weight
+        own_key, own_lr = jax.random.fold_in(key, indices[weight.name]), lr * weight.share
+
+        def known(array: Array) -> Array:
+            step = Step(own_lr * sup, own_lr * recipe.optimizer.weight_decay, own_key)
+            return project(weight.with_array(array), constraint, step).array
+
+        def measured(array: Array, change: Array) -> Array:
+            # The update includes the decay, so it counts as part of the update's norm.
+            step = Step(norms.gram_norm(change) * weight.rms_factor, key=own_key)
+            return project(weight.with_array(array), constraint, step).array
+
         if np.isfinite(sup):
-            step = Step(share_lr * sup, share_lr * rate)
-        else:  # The update includes the decay, so it counts as part of the update's norm.
-            step = Step(norms.gram_norm(update.array) * update.rms_factor)
-        step = eqx.tree_at(lambda s: s.key, step, jax.random.fold_in(key, indices[weight.name]), is_leaf=_is_none)
-        return project(weight, recipe.constraint.of(weight), step)
+            return weight.with_array(spread(mesh, known)(weight.array))
+        return weight.with_array(spread(mesh, measured)(weight.array, update.array))
 
     return map_weights(apply, model, updates)
 
 
-def _is_none(node: Any) -> bool:
-    return node is None
+def compute_copy(recipe: Recipe, mesh: Mesh, model: Any) -> Any:
+    """The weights as forward and backward see them: in the model's precision, gathered along the axis `data`."""
+    low = jax.tree.map(lambda x: x.astype(recipe.training.model_dtype), model)
+    return jax.lax.with_sharding_constraint(low, gathered(mesh, low))
 
 
 def loss_and_gradient(
-    recipe: Recipe, white: int | None, model: AbstractModule, batch: dict[str, Array]
+    recipe: Recipe, mesh: Mesh, white: int | None, model: Any, batch: dict[str, Array], mask: Mask = FULL
 ) -> tuple[tuple[Array, Array], Any]:
-    """Mean loss, accuracy and gradient over the batch, computed in `accum_steps` parts."""
-    parts = recipe.training.accum_steps
-    differentiate = jax.value_and_grad(functools.partial(_loss, recipe, white), has_aux=True)
+    """Mean loss, accuracy and float32 gradient over the batch, computed in parts."""
+    parts = recipe.training.parts(recipe.data.batch_size, recipe.data.unit[1])
+    low = compute_copy(recipe, mesh, model)
+
+    def differentiate(part: dict[str, Array]) -> tuple[tuple[Array, Array], Any]:
+        values, gradient = jax.value_and_grad(_loss, has_aux=True)(low, recipe, white, mask, part)
+        gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
+        return values, jax.lax.with_sharding_constraint(gradient, stored(mesh, gradient))
+
     if parts == 1:
-        return differentiate(model, batch)
+        return differentiate(batch)
 
     def split(x: Array) -> Array:  # Every part takes rows from every device.
         return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, differentiate(model, part)), None
+        return jax.tree.map(jnp.add, total, differentiate(part)), None
 
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(differentiate, model, batch))
-    total, _ = jax.lax.scan(add, zero, jax.tree.map(split, batch))
+    split_batch = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(differentiate, jax.tree.map(lambda x: x[0], split_batch))
+    total, _ = jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), split_batch)
     return jax.tree.map(lambda x: x / parts, total)
 
 
 def _loss(
-    recipe: Recipe, white: int | None, model: AbstractModule, batch: dict[str, Array]
+    model: AbstractModule, recipe: Recipe, white: int | None, mask: Mask, batch: dict[str, Array]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cross-entropy of temperature × logits, and accuracy."""
-    logits = forward(model, batch["input"], white, recipe.training.model_dtype)
+    logits = forward(model, batch["input"], white, recipe.training.model_dtype, mask)
     labels = batch["label"]
     # For a few classes one-hot products are one fused loop forward and one backward; a gather is a dozen of them.
     one_hot = jax.nn.one_hot(labels, logits.shape[-1])
@@ -125,10 +158,13 @@ def _loss(
     return losses.mean(), (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
 
 
-def forward(model: AbstractModule, x: Array, white: int | None, dtype: str) -> Float[Array, "batch *time classes"]:
+def forward(
+    model: AbstractModule, x: Array, white: int | None, dtype: str, mask: Mask = FULL
+) -> Float[Array, "batch *time classes"]:
     """Float32 logits of a batch, computed in `dtype`: of images scaled to [0, 1] by `white`, or of tokens."""
     model = jax.tree.map(lambda x: x.astype(dtype), model)
-    return jax.vmap(model)(x if white is None else x.astype(dtype) / white).astype(jnp.float32)
+    x = x if white is None else x.astype(dtype) / white
+    return jax.vmap(lambda x: model.masked(x, mask))(x).astype(jnp.float32)
 
 
 def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text) -> Evaluate:
@@ -136,11 +172,13 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text) -> Evaluate:
 
     They are called val_loss and val_accuracy for the whole test split.
     """
-    splits = {name: _on_device(split, mesh) for name, split in data.tests.items()}
+    classes = recipe.data.sizes[1]
+    splits = {name: _on_device(split, mesh, classes) for name, split in data.tests.items()}
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(model: AbstractModule, batch: dict[str, Array]) -> tuple[Array, Array]:
-        logits = forward(model, batch["input"], data.white, recipe.training.model_dtype)
+        low = compute_copy(recipe, mesh, model)
+        logits = forward(low, batch["input"], data.white, recipe.training.model_dtype)
         scaled = recipe.training.temperature * logits
         losses = optax.softmax_cross_entropy_with_integer_labels(scaled, batch["label"])
         correct = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
@@ -156,12 +194,15 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text) -> Evaluate:
     return evaluate
 
 
-def _on_device(split: Split, mesh: Mesh) -> tuple[list[dict[str, Array]], float]:
+def _on_device(split: Split, mesh: Mesh, classes: int) -> tuple[list[dict[str, Array]], float]:
     """A split in batches, and the number of its labels."""
-    size = mesh.size * -(-EVALUATED_TOGETHER[split.label.ndim] // mesh.size)
+    time = split.label[0].size
+    together = min(EVALUATED_TOGETHER[split.label.ndim], max(1, LARGEST_LOGITS // (classes * time)))
+    size = mesh.size * -(-together // mesh.size)
+    rows = process_rows(mesh, size)
     padded = [_pad(split, start, size) for start in range(0, len(split.label), size)]
     total = sum(float(batch["weight"].sum()) for batch in padded)
-    return [jax.device_put(batch, batched(mesh)) for batch in padded], total
+    return [place({name: x[rows] for name, x in batch.items()}, mesh) for batch in padded], total
 
 
 def _pad(split: Split, start: int, size: int) -> dict[str, np.ndarray]:
@@ -173,6 +214,12 @@ def _pad(split: Split, start: int, size: int) -> dict[str, np.ndarray]:
     weight = inside.reshape(-1, *(1,) * (label.ndim - 1)) * np.ones(label.shape, np.float32)
     weight = weight if split.weight is None else weight * split.weight[chosen]
     return {"input": split.input[chosen], "label": label, "weight": weight}
+
+
+@jax.jit
+def all_finite(model: AbstractModule) -> Bool[Array, ""]:
+    """Whether no weight holds a NaN or an infinity."""
+    return jnp.all(jnp.stack([jnp.isfinite(weight.array).all() for weight in weights(model)]))
 
 
 @jax.jit

@@ -43,7 +43,7 @@ def test_caps_of_every_head_and_row_hold_after_each_step(granularity, constraint
         constraint=ConstraintConfig(constraint, sigma_max=1.0),
     ).complete()
     recipe.check()
-    mesh = make_mesh(1)
+    mesh = make_mesh()
     state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, None)
     for batch in recipe.data.load(0).batches(batch_size=8, count=25, seed=0):
         state, _ = train_step(state, jax.device_put(batch, batched(mesh)))

@@ -43,7 +43,7 @@ SMALL = {"width": 16, "batch_size": 64, "steps": 200}
 def test_one_step_is_gradient_update_and_projection_in_plain_numpy():
     """A one-layer model without biases: the softmax gradient and the whole step by hand."""
     recipe = make(depth=1, batch_size=64, lr=0.5, beta1=0.9, zero_init=False, constraint="svd-cap", sigma_max=1.2)
-    mesh = make_mesh(1)
+    mesh = make_mesh()
     state = init_state(recipe, mesh)
     before = np.asarray(weights(state.model)[0].array).astype(np.float64)
     batch = next(DIGITS.batches(batch_size=64, count=1, seed=0))
@@ -68,7 +68,7 @@ def test_one_step_is_gradient_update_and_projection_in_plain_numpy():
 
 def test_the_step_compiles_once_and_moves_nothing_to_the_host():
     recipe = make(**SMALL)
-    mesh = make_mesh(1)
+    mesh = make_mesh()
     state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, DIGITS.white)
     stream = DIGITS.batches(batch_size=64, count=6, seed=0)
     on_device = [jax.device_put(batch, batched(mesh)) for batch in stream]
@@ -83,7 +83,7 @@ def test_the_step_compiles_once_and_moves_nothing_to_the_host():
 
 
 @pytest.mark.parametrize(
-    "options", [{"mesh": 8}, {"accum_steps": 4}, {"mesh": 4, "accum_steps": 2}], ids=lambda o: str(list(o.items()))
+    "options", [{"mesh": "8"}, {"accum_steps": 4}, {"mesh": "4", "accum_steps": 2}], ids=lambda o: str(list(o.items()))
 )
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_meshes_and_accumulation_give_the_same_losses(options, optimizer):
@@ -106,7 +106,7 @@ def test_half_precision_keeps_float32_masters():
 
 def test_temperature_multiplies_the_logits_in_the_loss_alone():
     recipe = make(depth=1, zero_init=False, temperature=7.0, batch_size=64)
-    mesh = make_mesh(1)
+    mesh = make_mesh()
     state = init_state(recipe, mesh)
     values = make_evaluate(recipe, mesh, DIGITS)(state.model)
     logits = 7 * np.asarray(forward(state.model, jnp.asarray(DIGITS.test.input), 16, "float32"))
@@ -200,7 +200,7 @@ def test_seal_cuts_exactly_what_exceeds_its_cap():
 
 def test_more_devices_than_there_are_is_a_users_mistake():
     with pytest.raises(UserError, match="--mesh 512 needs 512 devices"):
-        make_mesh(512)
+        make_mesh("512")
 
 
 def test_a_model_that_is_free_has_an_infinite_a_priori_bound():

@@ -1,20 +1,25 @@
 """Optimizers as optax chains, with the norm that one step can have."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from lipzoo.msign import POLYNOMIALS, PolynomialName
+from lipzoo.optim.muon import Spread as Spread
 from lipzoo.optim.muon import scale_by_muon as scale_by_muon
 from lipzoo.optim.muon import update_sup as update_sup
 from lipzoo.optim.schedules import Factor, Schedule
 from lipzoo.optim.schedules import schedule as schedule
-from lipzoo.weight import map_weights
+from lipzoo.overrides import number, override
+from lipzoo.weight import Tree, Weight, map_weights
 
+LR_FLAG = "--lr-overrides"
 LARGEST_BETA = 0.99999
 """Beyond it 1 - β loses its digits in float32."""
 
@@ -27,8 +32,18 @@ class OptimizerConfig:
     """muon: orthogonalized momentum, whose step has a known norm; adamw: Adam without bias correction."""
     lr: float = 0.1
     """Peak learning rate. Muon's step moves a layer by lr × its share in RMS→RMS norm."""
+    lr_overrides: tuple[str, ...] = ()
+    """LAYER=RATE pairs: learning rates of single layers, instead of --lr times their share; LAYER may be a pattern."""
     beta1: float = 0.9
     """Momentum."""
+    momentum_start: float = 0.85
+    """Momentum of muon's first step where there is a --momentum-warmup."""
+    momentum_warmup: int = 0
+    """Steps over which muon's momentum rises linearly from --momentum-start to --beta1."""
+    embedding_adam: bool = False
+    """Move the embedding by Adam, under muon for all others."""
+    embedding_beta1: float = 0.8
+    """Momentum of the embedding's Adam."""
     beta2: float = 0.95
     """Second-moment decay of AdamW."""
     weight_decay: float = 0.0
@@ -46,19 +61,31 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Steps over which the learning rate first rises linearly."""
 
-    @property
-    def update_sup(self) -> float:
-        """The largest RMS→RMS norm of an update per unit of lr × share; infinite where it is not known beforehand."""
-        if self.optimizer == "adamw":
-            return math.inf
-        return update_sup(POLYNOMIALS[self.polynomial])
+    def update_sup(self, weight: Weight) -> float:
+        """The largest RMS→RMS norm of a weight's update per unit of lr × share; infinite where it is not known."""
+        return math.inf if self._by_adam(weight) else update_sup(POLYNOMIALS[self.polynomial])
+
+    def _by_adam(self, weight: Weight) -> bool:
+        return self.optimizer == "adamw" or (self.embedding_adam and weight.role == "embedding")
+
+    def shares(self, tree: Tree) -> Tree:
+        """`tree` with the shares that make the learning rates of `lr_overrides`."""
+
+        def share(weight: Weight) -> Weight:
+            rate = override(self.lr_overrides, weight.name)
+            return weight if rate is None else dataclasses.replace(weight, share=number(rate, LR_FLAG) / self.lr)
+
+        return map_weights(share, tree)
 
     def refusal(self, steps: int) -> str | None:
         """Why there is no such optimizer, or None."""
         if not 0 < self.lr < math.inf:
             return f"--lr must be positive and finite, got {self.lr}"
-        if not (0 <= self.beta1 <= LARGEST_BETA and 0 <= self.beta2 <= LARGEST_BETA):
-            return f"--beta1 and --beta2 must lie between 0 and {LARGEST_BETA}"
+        for name in ("beta1", "beta2", "momentum_start", "embedding_beta1"):
+            if not 0 <= getattr(self, name) <= LARGEST_BETA:
+                return f"--{name.replace('_', '-')} must lie between 0 and {LARGEST_BETA}, got {getattr(self, name)}"
+        if self.momentum_warmup < 0:
+            return f"--momentum-warmup must be at least 0, got {self.momentum_warmup}"
         if not 0 <= self.weight_decay < math.inf:
             return f"--weight-decay must be at least 0 and finite, got {self.weight_decay}"
         if not 1 <= self.embed_inflation < math.inf:
@@ -67,23 +94,38 @@ class OptimizerConfig:
             return f"--warmup-steps must be at least 0 and below --steps {steps}, got {self.warmup_steps}"
         if self.polynomial == "polar-express" and self.msign_dtype == "bfloat16":
             return "--polynomial polar-express diverges in bfloat16: choose another, or --msign-dtype float32"
-        if self.nesterov and self.optimizer != "muon":
-            return "--nesterov is for --optimizer muon"
+        for name in ("nesterov", "momentum_warmup", "embedding_adam", "lr_overrides"):
+            if getattr(self, name) and self.optimizer != "muon":
+                return f"--{name.replace('_', '-')} is for --optimizer muon"
         return None
 
-    def build(self) -> optax.GradientTransformation:
-        """gradients → updates for a learning rate of -1: muon is share-scaled, and so is the decay of both."""
+    def build(self, spread: Spread = lambda function: function) -> optax.GradientTransformation:
+        """gradients → updates for a learning rate of -1: muon is share-scaled, and so is the decay of both.
+
+        `spread` lets several devices share muon's iterations (see `lipzoo.sharding.spread`).
+        """
         decay = [_add_decay(self.weight_decay)] if self.weight_decay else []
         if self.optimizer == "adamw":
             return optax.chain(_scale_by_adam(self.beta1, self.beta2), *decay)
         muon = scale_by_muon(
             POLYNOMIALS[self.polynomial],
-            beta=self.beta1,
+            beta=self._momentum,
             nesterov=self.nesterov,
             dtype=jnp.dtype(self.msign_dtype),
             embed_inflation=self.embed_inflation,
+            spread=spread,
         )
+        if self.embedding_adam:
+            adam = _scale_by_adam(self.embedding_beta1, self.beta2)
+            muon = optax.partition({True: adam, False: muon}, functools.partial(map_weights, self._by_adam))
         return optax.chain(muon, _scale_by_share(), *decay)
+
+    def _momentum(self, count: Int[Array, ""]) -> float | Float[Array, ""]:
+        """β after so many updates."""
+        if not self.momentum_warmup:
+            return self.beta1
+        progress = jnp.minimum(count.astype(jnp.float32) / self.momentum_warmup, 1)
+        return self.momentum_start + progress * (self.beta1 - self.momentum_start)
 
     def factor(self, steps: int) -> Factor:
         """The learning rate as a fraction of its peak."""

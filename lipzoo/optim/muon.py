@@ -6,24 +6,35 @@ optax has `optax.contrib.scale_by_muon`; this one differs in iterating on the sm
 update has unit RMS→RMS norm, and in the supremum that it states for its updates.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import DTypeLike
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from lipzoo import msign
 from lipzoo.weight import Weight, map_weights
 
+Momentum = Callable[[Int[Array, ""]], float | Float[Array, ""]]
+Spread = Callable[[Callable[..., Array]], Callable[..., Array]]
+
 
 class MuonState(NamedTuple):
-    """The momentum: an exponential moving average of gradients, without bias correction."""
+    """The momentum, an exponential moving average of gradients without bias correction, and the number of updates."""
 
     momentum: Any
+    updates: Int[Array, ""]
 
 
 def scale_by_muon(
-    rows: msign.Polynomial, *, beta: float, nesterov: bool, dtype: DTypeLike, embed_inflation: float
+    rows: msign.Polynomial,
+    *,
+    beta: Momentum,
+    nesterov: bool,
+    dtype: DTypeLike,
+    embed_inflation: float,
+    spread: Spread = lambda function: function,
 ) -> optax.GradientTransformation:
     """Replaces each gradient G by √(out/in)·msign(M), M ← βM + (1-β)G.
 
@@ -33,22 +44,28 @@ def scale_by_muon(
     Each row of an embedding is divided by its own RMS norm, or multiplied by `embed_inflation` if it is smaller than
     the inverse of that, so that tokens that hardly occur are not moved by noise.
 
+    `beta` gives β for the number of updates so far. `spread` makes of a function of matrices one that several devices
+    share (see `lipzoo.sharding.spread`).
+
     Jordan et al. 2024; Large et al. 2024 (arXiv 2405.14813).
     """
 
     def init(params: Any) -> MuonState:
-        return MuonState(optax.tree.zeros_like(params))
+        return MuonState(optax.tree.zeros_like(params), jnp.zeros((), jnp.int32))
+
+    sign = spread(lambda matrix: msign.msign(matrix, rows, dtype))
 
     def orthogonalize(weight: Weight) -> Weight:
         if weight.role == "embedding":
             size = jnp.sqrt(jnp.mean(weight.array**2, axis=-2, keepdims=True))
             return weight.with_array(weight.array / jnp.maximum(size, 1 / embed_inflation))
-        return weight.with_array(msign.msign(weight.array, rows, dtype) / weight.rms_factor)
+        return weight.with_array(sign(weight.array) / weight.rms_factor)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MuonState]:
-        momentum = optax.tree.update_moment(updates, state.momentum, beta, 1)
-        direction = optax.tree.update_moment(updates, momentum, beta, 1) if nesterov else momentum
-        return map_weights(orthogonalize, direction), MuonState(momentum)
+        decay = beta(state.updates)
+        momentum = optax.tree.update_moment(updates, state.momentum, decay, 1)
+        direction = optax.tree.update_moment(updates, momentum, decay, 1) if nesterov else momentum
+        return map_weights(orthogonalize, direction), MuonState(momentum, state.updates + 1)
 
     return optax.GradientTransformation(init, update)
 
