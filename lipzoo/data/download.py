@@ -6,10 +6,10 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO, cast
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from rich.progress import wrap_file
@@ -81,13 +81,15 @@ def _network(url: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        if isinstance(error, HTTPError):  # It is also the server's answer, with an open connection.
+            error.close()
         raise UserError(
             f"could not download {path.name} from {url} ({error}): connect to a network, put the data into "
             f"{path.parent} (set LIPZOO_DATA_DIR to change it), or run the embedded recipe, recipes.digits_mlp"
         ) from error
 
 
-def _copy(source: BinaryIO, target: BinaryIO, total: int, name: str) -> str:
+def _copy(source: BinaryIO | HTTPResponse, target: BinaryIO, total: int, name: str) -> str:
     """Copies with a progress bar; returns the sha256 of what went by."""
     digest = hashlib.sha256()
     with wrap_file(cast(BinaryIO, source), total=total, description=f"Downloading {name}") as reader:
