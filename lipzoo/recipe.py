@@ -20,7 +20,7 @@ from lipzoo.constraints import (
     Unconstrained,
     WeightDecay,
 )
-from lipzoo.data import DataConfig, TextConfig
+from lipzoo.data import DataConfig, TextConfig, TokensConfig
 from lipzoo.errors import UserError
 from lipzoo.models import AbstractModule, GPTConfig, MLPConfig
 from lipzoo.optim import LR_FLAG, OptimizerConfig
@@ -154,7 +154,7 @@ class Recipe:
     name: str = "digits_mlp"
     """Folder of the runs."""
     model: Annotated[MLPConfig | GPTConfig, arg(name="")] = MLPConfig()
-    data: Annotated[DataConfig | TextConfig, arg(name="")] = DataConfig()
+    data: Annotated[DataConfig | TextConfig | TokensConfig, arg(name="")] = DataConfig()
     optimizer: Annotated[OptimizerConfig, arg(name="")] = OptimizerConfig()
     constraint: Annotated[ConstraintConfig, arg(name="")] = ConstraintConfig()
     training: Annotated[TrainingConfig, arg(name="")] = TrainingConfig()

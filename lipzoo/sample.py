@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from lipzoo.checkpoint import Loaded, load
 from lipzoo.cli import guarded
-from lipzoo.data.text import encode
+from lipzoo.data import Tokenizer
 from lipzoo.errors import UserError
 from lipzoo.models import GPT
 from lipzoo.models.layers import Cache
@@ -33,13 +34,13 @@ class CommandLine:
     checkpoint_dir: Annotated[Path, tyro.conf.Positional]
     """A run, its checkpoints folder, or one step in it. The newest step is taken."""
     prompt: str = ""
-    """Text to go on from; by default the first character of the model's alphabet, a new line."""
+    """Text to go on from; by default what begins a document, or the first character of the alphabet, a new line."""
     length: int = 500
-    """Characters to generate."""
+    """Tokens to generate: characters, or pieces of words. The end of a document comes before."""
     temperature: float = 1.0
     """Divides the logits: below 1 the likely becomes likelier; 0 always takes the likeliest."""
     top_k: int = 0
-    """Choose among this many likeliest characters; 0 for all."""
+    """Choose among this many likeliest tokens; 0 for all."""
     seed: int = 0
     """Seed of the choices."""
 
@@ -73,7 +74,7 @@ def choose(
     return tokens[jax.random.categorical(key, likeliest)]
 
 
-@functools.partial(jax.jit, static_argnames=("temperature", "top_k"), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("temperature", "top_k", "size"), donate_argnames="cache")
 def _next(
     gpt: GPT,
     tokens: Int[Array, " time"],
@@ -83,19 +84,28 @@ def _next(
     key: Key[Array, ""],
     temperature: float,
     top_k: int,
+    size: int | None,
 ) -> tuple[Int[Array, ""], Cache]:
     """The token after `count` of `tokens`; whatever pads `tokens` is written over before anything looks at it."""
     logits, cache = gpt.extend(tokens, cache, first)
-    chosen = choose(logits[count - 1], jax.random.fold_in(key, first + count), temperature=temperature, top_k=top_k)
+    key = jax.random.fold_in(key, first + count)
+    chosen = choose(logits[count - 1, :size], key, temperature=temperature, top_k=top_k)
     return chosen.astype(jnp.int32), cache
 
 
 def generate(
-    gpt: GPT, prompt: Int[np.ndarray, " n"], *, temperature: float = 1.0, top_k: int = 0, seed: int = 0
+    gpt: GPT,
+    prompt: Int[np.ndarray, " n"],
+    *,
+    size: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
 ) -> Iterator[int]:
-    """Tokens after `prompt`, without end. Each costs the work of one token: keys and values of the others are kept.
+    """Tokens after `prompt`, without end, of the first `size` ones: what the model has beyond pads its arrays.
 
-    The randomness at a position depends on the seed and the position alone.
+    Each costs the work of one token: keys and values of the others are kept. The randomness at a position depends on
+    the seed and the position alone.
 
     **Raises:** ValueError if the prompt is empty: a token can only follow another.
     """
@@ -105,7 +115,7 @@ def generate(
     padded = np.zeros(1 << (len(prompt) - 1).bit_length(), np.int32)  # Few lengths are few compilations.
     padded[: len(prompt)] = prompt
     cache, key = empty_cache(gpt, room), jax.random.key(seed)
-    follow = functools.partial(_next, gpt, key=key, temperature=temperature, top_k=top_k)
+    follow = functools.partial(_next, gpt, key=key, temperature=temperature, top_k=top_k, size=size)
     token, cache = follow(jnp.asarray(padded), jnp.int32(len(prompt)), cache, jnp.int32(0))
     position = len(prompt)
     while True:
@@ -116,28 +126,33 @@ def generate(
         position += 1
 
 
-def text_model(loaded: Loaded) -> tuple[GPT, str]:
-    """The transformer of a checkpoint and its alphabet. Raises UserError if it is not a model of text."""
-    model, alphabet = loaded.model, getattr(loaded.recipe.data, "alphabet", None)
-    if not isinstance(model, GPT) or not alphabet:
+def text_model(loaded: Loaded) -> tuple[GPT, Tokenizer]:
+    """The transformer of a checkpoint and its tokenizer. Raises UserError if it is not a model of text."""
+    model, tokenizer = loaded.model, loaded.recipe.data.tokenizer()
+    if not isinstance(model, GPT) or tokenizer is None:
         raise UserError(f"{loaded.path} holds no model of text: it was trained on {loaded.recipe.data.data}")
-    return model, alphabet
+    return model, tokenizer
+
+
+def _timed(tokens: Iterable[int], unit: str) -> Iterator[int]:
+    """`tokens`, and after the last one how fast they came, on stderr. The first one waits for the compilation."""
+    start, count = 0.0, -1
+    for token in tokens:
+        start, count = start or time.perf_counter(), count + 1
+        yield token
+    if count > 0:
+        print(f"\n{count / (time.perf_counter() - start):,.0f} {unit} a second", end="", file=sys.stderr)
 
 
 def _main() -> int:
     line = tyro.cli(CommandLine, description="Generates text with a trained transformer.")
     line.check()
-    gpt, alphabet = text_model(load(line.checkpoint_dir))
-    prompt = line.prompt or alphabet[0]
-    tokens = generate(gpt, encode(prompt, alphabet), temperature=line.temperature, top_k=line.top_k, seed=line.seed)
-    print(prompt, end="", flush=True)
-    start = 0.0
-    for index in range(line.length):
-        print(alphabet[next(tokens)], end="", flush=True)
-        start = start or time.perf_counter()  # The first token waits for the compilation.
-        if index == line.length - 1 and index:
-            rate = index / (time.perf_counter() - start)
-            print(f"\n{rate:,.0f} characters a second", end="", file=sys.stderr)
+    gpt, tokenizer = text_model(load(line.checkpoint_dir))
+    prompt = tokenizer.prompt(line.prompt)
+    tokens = generate(gpt, prompt, size=tokenizer.size, temperature=line.temperature, top_k=line.top_k, seed=line.seed)
+    document = itertools.takewhile(lambda token: token != tokenizer.end, itertools.islice(tokens, line.length))
+    for text in tokenizer.decode(itertools.chain(prompt.tolist(), _timed(document, tokenizer.unit))):
+        print(text, end="", flush=True)
     print()
     return 0
 

@@ -74,3 +74,13 @@ def shakespeare_dir():
     if not (folder / "tinyshakespeare" / "input.txt").exists():
         pytest.skip("tiny Shakespeare is not in LIPZOO_DATA_DIR")
     return folder
+
+
+@pytest.fixture(scope="session")
+def wikipedia_dir():
+    """The cache with token shards of Wikipedia and GPT-2's BPE in it; tests that need them are skipped elsewhere."""
+    folder = Path(os.environ.get("LIPZOO_DATA_DIR", "~/.cache/lipzoo")).expanduser()
+    for needed in ("wikipedia_gpt2/wikipedia_train_000001.bin", "gpt2_bpe/encoder.json"):
+        if not (folder / needed).exists():
+            pytest.skip(f"{needed} is not in LIPZOO_DATA_DIR")
+    return folder

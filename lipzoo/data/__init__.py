@@ -4,16 +4,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
+from lipzoo.data.batches import Split as Split
+from lipzoo.data.batches import iterate as iterate
 from lipzoo.data.cifar10 import load_cifar10
 from lipzoo.data.digits import load_digits
 from lipzoo.data.images import Augment as Augment
 from lipzoo.data.images import Images as Images
 from lipzoo.data.images import ShuffledBatches as ShuffledBatches
-from lipzoo.data.images import Split as Split
-from lipzoo.data.images import iterate as iterate
 from lipzoo.data.images import randomize_labels
 from lipzoo.data.text import Text as Text
 from lipzoo.data.text import TextConfig as TextConfig
+from lipzoo.data.tokenizer import Tokenizer as Tokenizer
+from lipzoo.data.tokens import Tokens as Tokens
+from lipzoo.data.tokens import TokensConfig as TokensConfig
 
 Source = Literal["digits", "cifar10"]
 SOURCES: dict[Source, Callable[[], Images]] = {"digits": load_digits, "cifar10": load_cifar10}
@@ -59,6 +62,9 @@ class DataConfig:
     def sizes(self) -> tuple[int, int]:
         """Pixels, classes."""
         return SHAPES[self.data]
+
+    def tokenizer(self) -> None:
+        """Images have no tokens."""
 
     def load(self, seed: int) -> Images:
         """The images, with labels randomized and random changes as asked for."""

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lipzoo.data.batches import Split
 from lipzoo.data.download import cache_dir, download
-from lipzoo.data.images import Images, Split
+from lipzoo.data.images import Images
 from lipzoo.errors import UserError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from lipzoo.data.images import Images, Split
+from lipzoo.data.batches import Split
+from lipzoo.data.images import Images
 
 TEST_IMAGES = 360
 

@@ -1,20 +1,41 @@
 """The data cache, and downloads into it that are verified by sha256."""
 
+import contextlib
 import hashlib
 import os
+import re
+import uuid
+from collections.abc import Iterator
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO, cast
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from rich.progress import wrap_file
 
 from lipzoo.errors import UserError
 
+POINTER_BYTES = 1024
+"""The most that a Git-LFS pointer has."""
+
 
 def cache_dir() -> Path:
     """`$LIPZOO_DATA_DIR`, by default ~/.cache/lipzoo."""
     return Path(os.environ.get("LIPZOO_DATA_DIR", "~/.cache/lipzoo")).expanduser()
+
+
+def fetch(url: str, path: Path, sha256: str) -> bytes:
+    """The content of a small file of the cache, downloaded first if it is not there.
+
+    **Raises:** UserError as `download`, or if the file in the cache has another sha256.
+    """
+    if not path.is_file():
+        download(url, path, sha256)
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{path} is damaged (its sha256 is not {sha256}): delete it to download it again")
+    return content
 
 
 def download(url: str, path: Path, sha256: str) -> Path:
@@ -23,9 +44,9 @@ def download(url: str, path: Path, sha256: str) -> Path:
     **Raises:** UserError without a network, or if the checksum is wrong (the file is then discarded).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # Other processes may be at the same file.
     try:
-        with urlopen(url, timeout=30) as response, part.open("wb") as file:
+        with _network(url, path), urlopen(url, timeout=30) as response, part.open("wb") as file:
             digest = _copy(response, file, int(response.headers.get("Content-Length") or 0), path.name)
         if digest != sha256:
             raise UserError(
@@ -33,17 +54,42 @@ def download(url: str, path: Path, sha256: str) -> Path:
                 "try again later"
             )
         part.replace(path)
-    except (URLError, TimeoutError, ConnectionError) as error:
-        raise UserError(
-            f"could not download {path.name} from {url} ({error}): connect to a network, put the data under "
-            f"{cache_dir()} (set LIPZOO_DATA_DIR to change it), or run the embedded recipe, recipes.digits_mlp"
-        ) from error
     finally:
         part.unlink(missing_ok=True)
     return path
 
 
-def _copy(source: BinaryIO, target: BinaryIO, total: int, name: str) -> str:
+def lfs_sha256(url: str, path: Path) -> str:
+    """The sha256 that the Git-LFS pointer at `url` states for the file that is to lie at `path`.
+
+    It comes from the same server as the file: it tells a damaged download, not a source that has changed.
+
+    **Raises:** UserError without a network, or if there is no such pointer.
+    """
+    with _network(url, path), urlopen(url, timeout=30) as response:
+        pointer = response.read(POINTER_BYTES)
+    form = rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize [0-9]+\n?"
+    match = re.fullmatch(form, pointer)
+    if not match:
+        raise UserError(f"{url} is not a Git-LFS pointer: the source has changed; put {path.name} into {path.parent}")
+    return match[1].decode()
+
+
+@contextlib.contextmanager
+def _network(url: str, path: Path) -> Iterator[None]:
+    """What a network raises when it fails is of many types; to the user it is one mishap."""
+    try:
+        yield
+    except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        if isinstance(error, HTTPError):  # It is also the server's answer, with an open connection.
+            error.close()
+        raise UserError(
+            f"could not download {path.name} from {url} ({error}): connect to a network, put the data into "
+            f"{path.parent} (set LIPZOO_DATA_DIR to change it), or run the embedded recipe, recipes.digits_mlp"
+        ) from error
+
+
+def _copy(source: BinaryIO | HTTPResponse, target: BinaryIO, total: int, name: str) -> str:
     """Copies with a progress bar; returns the sha256 of what went by."""
     digest = hashlib.sha256()
     with wrap_file(cast(BinaryIO, source), total=total, description=f"Downloading {name}") as reader:

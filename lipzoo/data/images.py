@@ -1,36 +1,13 @@
-"""Labelled images in memory, and the endless stream of shuffled batches that training reads."""
+"""Labelled images in memory, and their shuffled batches."""
 
 import dataclasses
-import functools
-from typing import Protocol, runtime_checkable
+import math
 
 import grain
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Int, UInt8
 
-Batch = dict[str, np.ndarray]
-"""`input`: uint8 pixels (batch, pixels) or int32 tokens (batch, time); `label`: int32 (batch,) or (batch, time)."""
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """Batches in random access."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Batch: ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-    """Examples with their labels: images as flat vectors of pixel values, or windows of tokens.
-
-    `weight` says how much each label counts in a mean, by default all the same.
-    """
-
-    input: Shaped[np.ndarray, "n size"]
-    label: Int[np.ndarray, "*labels"]
-    weight: Float[np.ndarray, "*labels"] | None = None
+from lipzoo.data.batches import ALL, Batch, Shuffle, Split, iterate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,9 +26,9 @@ class Images:
         """What models are tested on, by the names of the metrics."""
         return {"val": self.test}
 
-    def batches(self, *, batch_size: int, count: int, seed: int) -> grain.DatasetIterator:
-        """The first `count` batches of shuffled training images, changed at random if so asked."""
-        return iterate(ShuffledBatches(self.train, batch_size, count, seed, self.augment))
+    def batches(self, *, batch_size: int, count: int, seed: int, rows: slice = ALL) -> grain.DatasetIterator:
+        """These `rows` of the first `count` batches of shuffled training images, changed at random if so asked."""
+        return iterate(ShuffledBatches(self.train, batch_size, count, seed, self.augment, rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +48,20 @@ class Augment:
         return np.lib.stride_tricks.sliding_window_view(padded, self.shape[1:], axis=(2, 3))
 
     def pick(
-        self, windows: UInt8[np.ndarray, "n c shifts shifts h w"], chosen: Int[np.ndarray, " batch"], seed: list[int]
-    ) -> UInt8[np.ndarray, "batch pixels"]:
-        """The chosen images, each in a random place, half of them mirrored."""
+        self,
+        windows: UInt8[np.ndarray, "n c shifts shifts h w"],
+        chosen: Int[np.ndarray, " batch"],
+        seed: list[int],
+        rows: slice = ALL,
+    ) -> UInt8[np.ndarray, "rows pixels"]:
+        """The chosen images, each in a random place, half of them mirrored; these `rows` of them."""
         random = np.random.RandomState(seed)
         down, right = random.randint(0, 2 * self.shift + 1, (2, len(chosen)))
-        image = windows[chosen, :, down, right]
+        image = windows[chosen[rows], :, down[rows], right[rows]]
         if self.flip:
-            half = random.rand(len(chosen)) < 0.5
+            half = (random.rand(len(chosen)) < 0.5)[rows]
             image[half] = image[half, ..., ::-1]
-        return image.reshape(len(chosen), -1)
+        return image.reshape(len(image), math.prod(self.shape))
 
 
 def randomize_labels(split: Split, fraction: float, classes: int, seed: int) -> Split:
@@ -93,43 +74,39 @@ def randomize_labels(split: Split, fraction: float, classes: int, seed: int) -> 
 
 
 class ShuffledBatches:
-    """Batch i of an endless stream: every epoch is a new permutation, and batches run across epochs.
+    """These `rows` of batch i of shuffled images.
 
     A random-access source of whole batches: grain's own shuffle and batch work record by record, where one gather takes
-    a fraction of the time (`benchmarks/cifar_step.py`). NumPy's RandomState has a frozen stream, so a batch is the
-    same on every version and machine.
+    a fraction of the time (`benchmarks/cifar_step.py`).
     """
 
-    def __init__(self, split: Split, batch_size: int, batches: int, seed: int, augment: Augment | None = None):
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        batches: int,
+        seed: int,
+        augment: Augment | None = None,
+        rows: slice = ALL,
+    ):
         self._split = split
-        self._batch_size = batch_size
         self._batches = batches
-        self._seed = seed
+        self._shuffle = Shuffle(len(split.label), batch_size, seed)
         self._augment = augment
         self._windows = augment.windows(split.input) if augment else None
-        self._permutation = functools.lru_cache(maxsize=2)(self._draw)
+        self._rows = rows
 
     def __repr__(self) -> str:
-        return f"ShuffledBatches({len(self._split.label)} images, batches of {self._batch_size}, seed {self._seed})"
+        shuffle = self._shuffle
+        return f"ShuffledBatches({shuffle.examples} images, batches of {shuffle.batch_size}, seed {shuffle.seed})"
 
     def __len__(self) -> int:
         return self._batches
 
     def __getitem__(self, index: int) -> Batch:
-        position = index * self._batch_size + np.arange(self._batch_size)
-        epoch, place = np.divmod(position, len(self._split.label))
-        chosen = np.concatenate([self._permutation(e)[place[epoch == e]] for e in np.unique(epoch).tolist()])
+        chosen = self._shuffle[index]
         if self._augment is None or self._windows is None:
-            image = self._split.input[chosen]
+            image = self._split.input[chosen[self._rows]]
         else:
-            image = self._augment.pick(self._windows, chosen, [self._seed, index, 1])
-        return {"input": image, "label": self._split.label[chosen]}
-
-    def _draw(self, epoch: int) -> np.ndarray:
-        return np.random.RandomState([self._seed, epoch]).permutation(len(self._split.label))
-
-
-def iterate(source: Batches) -> grain.DatasetIterator:
-    """Batches one after the other; the iterator's state is saved with a checkpoint and restored from it."""
-    options = grain.ReadOptions(num_threads=0)  # Everything is in memory: threads would only add latency.
-    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+            image = self._augment.pick(self._windows, chosen, [self._shuffle.seed, index, 1], self._rows)
+        return {"input": image, "label": self._split.label[chosen[self._rows]]}

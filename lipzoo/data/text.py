@@ -1,16 +1,15 @@
 """Text by characters: tiny Shakespeare and an embedded corpus; random windows to train on, all the rest to test on."""
 
 import dataclasses
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
-from lipzoo.data.download import cache_dir, download
-from lipzoo.data.images import Batch, Split, iterate
+from lipzoo.data.batches import ALL, Batch, Split, iterate
+from lipzoo.data.download import cache_dir, fetch
 from lipzoo.errors import UserError
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -23,13 +22,7 @@ TextSource = Literal["shakespeare", "pydoc"]
 
 def load_shakespeare() -> str:
     """The 1,115,394 characters of Karpathy's tiny Shakespeare, downloaded into the cache if they are not there."""
-    path = cache_dir() / "tinyshakespeare" / "input.txt"
-    if not path.is_file():
-        download(URL, path, SHA256)
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != SHA256:
-        raise UserError(f"{path} is damaged (its sha256 is not {SHA256}): delete it to download it again")
-    return content.decode()
+    return fetch(URL, cache_dir() / "tinyshakespeare" / "input.txt", SHA256).decode()
 
 
 def load_pydoc() -> str:
@@ -42,13 +35,34 @@ def load_pydoc() -> str:
 TEXTS: dict[TextSource, Callable[[], str]] = {"shakespeare": load_shakespeare, "pydoc": load_pydoc}
 
 
-def encode(text: str, alphabet: str) -> Int[np.ndarray, " n"]:
-    """Each character's place in the alphabet. Raises UserError naming the characters that it lacks."""
-    unknown = sorted(set(text) - set(alphabet))
-    if unknown:
-        raise UserError(f"the model does not know the characters {''.join(unknown)!r}; it knows {alphabet!r}")
-    table = {character: index for index, character in enumerate(alphabet)}
-    return np.array([table[character] for character in text], np.int32)
+@dataclasses.dataclass(frozen=True)
+class Characters:
+    """The tokenizer of a text by characters: each character's place in the alphabet."""
+
+    alphabet: str
+    end: None = None
+    unit: str = "characters"
+
+    @property
+    def size(self) -> int:
+        """All tokens are characters."""
+        return len(self.alphabet)
+
+    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+        """Raises UserError naming the characters that the alphabet lacks."""
+        unknown = sorted(set(text) - set(self.alphabet))
+        if unknown:
+            raise UserError(f"the model does not know the characters {''.join(unknown)!r}; it knows {self.alphabet!r}")
+        table = {character: index for index, character in enumerate(self.alphabet)}
+        return np.array([table[character] for character in text], np.int32)
+
+    def prompt(self, text: str) -> Int[np.ndarray, " n"]:
+        """Without a text it is the first character, in most texts a new line."""
+        return self.encode(text or self.alphabet[0])
+
+    def decode(self, tokens: Iterable[int]) -> Iterator[str]:
+        """A character for each token."""
+        return (self.alphabet[token] for token in tokens)
 
 
 def windows(tokens: Int[np.ndarray, " n"], length: int) -> Split:
@@ -62,14 +76,17 @@ def windows(tokens: Int[np.ndarray, " n"], length: int) -> Split:
 
 
 class RandomWindows:
-    """Batch i of an endless stream: windows at random places, the same on every version and machine."""
+    """These `rows` of batch i of an endless stream: windows at random places, the same on every version and machine."""
 
-    def __init__(self, tokens: Int[np.ndarray, " n"], length: int, batch_size: int, batches: int, seed: int):
+    def __init__(
+        self, tokens: Int[np.ndarray, " n"], length: int, batch_size: int, batches: int, seed: int, rows: slice = ALL
+    ):
         self._tokens = tokens
         self._length = length
         self._batch_size = batch_size
         self._batches = batches
         self._seed = seed
+        self._rows = rows
 
     def __repr__(self) -> str:
         windows = f"{self._batch_size} windows of {self._length}"
@@ -81,7 +98,7 @@ class RandomWindows:
     def __getitem__(self, index: int) -> Batch:
         random = np.random.RandomState([self._seed, index])
         first = random.randint(0, len(self._tokens) - self._length, self._batch_size)
-        chosen = self._tokens[first[:, None] + np.arange(self._length + 1)]
+        chosen = self._tokens[first[self._rows, None] + np.arange(self._length + 1)]
         return {"input": chosen[:, :-1], "label": chosen[:, 1:]}
 
 
@@ -109,9 +126,9 @@ class Text:
         """What models are tested on, by the names of the metrics."""
         return {"val": self.test} | ({} if self.published is None else {"published_window": self.published})
 
-    def batches(self, *, batch_size: int, count: int, seed: int) -> grain.DatasetIterator:
-        """The first `count` batches of random windows."""
-        return iterate(RandomWindows(self.tokens, self.window, batch_size, count, seed))
+    def batches(self, *, batch_size: int, count: int, seed: int, rows: slice = ALL) -> grain.DatasetIterator:
+        """These `rows` of the first `count` batches of random windows."""
+        return iterate(RandomWindows(self.tokens, self.window, batch_size, count, seed, rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +164,13 @@ class TextConfig:
         """Tokens in, tokens out."""
         return len(self.alphabet), len(self.alphabet)
 
+    def tokenizer(self) -> Characters:
+        """Characters to tokens and back."""
+        return Characters(self.complete().alphabet)
+
     def load(self, seed: int) -> Text:
         """The tokens of the text."""
-        tokens = encode(TEXTS[self.data](), self.alphabet)
+        tokens = self.tokenizer().encode(TEXTS[self.data]())
         train, test = np.split(tokens, [int(TRAIN_FRACTION * len(tokens))])
         if len(train) <= self.seq_len:
             raise UserError(f"--seq-len {self.seq_len} is longer than the text of {len(train)} characters")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lipzoo.data import TextConfig, text
-from lipzoo.data.text import RandomWindows, encode, load_pydoc, windows
+from lipzoo.data.text import Characters, RandomWindows, load_pydoc, windows
 from lipzoo.errors import UserError
 
 
@@ -40,7 +40,7 @@ def test_the_embedded_text_is_its_own_tokenizer():
 
 def test_unknown_characters_are_named():
     with pytest.raises(UserError, match="does not know the characters '☃'; it knows 'abc'"):
-        encode("ab☃", "abc")
+        Characters("abc").encode("ab☃")
 
 
 def test_a_damaged_or_missing_text_is_told(tmp_path, monkeypatch):
