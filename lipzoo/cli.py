@@ -1,9 +1,10 @@
 """The command-line entry that every recipe calls."""
 
+import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,9 +49,12 @@ class CommandLine:
     """Where to write the run; by default runs/NAME/TIMESTAMP."""
 
 
-def main(default: Recipe) -> None:
-    """Parses the command line over `default`, trains, certifies what was stored, and exits."""
-    sys.exit(guarded(lambda: _train(default, sys.argv[1:])))
+def main(default: Recipe, variants: Mapping[str, Recipe] | None = None) -> None:
+    """Parses the command line over `default`, trains, certifies what was stored, and exits.
+
+    With --variant NAME, one of `variants` is taken for `default`.
+    """
+    sys.exit(guarded(lambda: _train(default, sys.argv[1:], variants or {})))
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -67,20 +71,37 @@ def guarded(command: Callable[[], int]) -> int:
     return 2
 
 
-def parse(default: Recipe, argv: Sequence[str]) -> CommandLine:
-    """The command line; with --resume, its defaults are what the run has stored."""
+def parse(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe] | None = None) -> CommandLine:
+    """The command line; with --resume, its defaults are what the run has stored, with --variant, those of a variant."""
+    variant, argv = _variant(argv, variants or {})
     resume, _ = tyro.cli(Resume, args=list(argv), add_help=False, return_unknown_args=True, console_outputs=False)
     stored = None if resume.resume is None else stored_recipe(resume.resume)
+    named = f" --variant NAME starts from other settings: {', '.join(variants)}." if variants else ""
     line = tyro.cli(
         CommandLine,
         args=list(argv),
-        default=CommandLine(recipe=stored or default),
+        default=CommandLine(recipe=stored or variant or default),
         config=(AvoidSubcommands,),
-        description="Trains a Lipschitz-bounded network and certifies it.",
+        description=f"Trains a Lipschitz-bounded network and certifies it.{named}",
     )
     if stored is not None:
         _check_unchanged(stored, line.recipe)
     return line
+
+
+def _variant(argv: Sequence[str], variants: Mapping[str, Recipe]) -> tuple[Recipe | None, Sequence[str]]:
+    """The variant asked for, and the rest of the command line."""
+    if not variants:
+        return None, argv
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--variant")
+    try:
+        known, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError("--variant takes a name") from error
+    if known.variant is not None and known.variant not in variants:
+        raise UserError(f"there is no --variant {known.variant!r}; choose from {', '.join(variants)}")
+    return variants.get(known.variant), rest
 
 
 def stored_recipe(run: Path) -> Recipe:
@@ -126,8 +147,8 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _train(default: Recipe, argv: Sequence[str]) -> int:
-    line = parse(default, argv)
+def _train(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe]) -> int:
+    line = parse(default, argv, variants)
     line.recipe.check()
     line.processes.start()
     from lipzoo.loop import train  # After parsing, so that --help and mistakes answer at once.

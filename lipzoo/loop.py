@@ -18,7 +18,7 @@ from rich.console import Console
 from lipzoo.bound import format_power
 from lipzoo.certify import certify
 from lipzoo.checkpoint import Checkpoints, Damaged
-from lipzoo.data import Images, Text
+from lipzoo.data import Images, Text, Tokens
 from lipzoo.errors import UserError
 from lipzoo.files import write_text
 from lipzoo.plots import plot_run
@@ -65,7 +65,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
     return _finish(recipe, run, console) if is_first() else 0
 
 
-def _prepare(recipe: Recipe, run: Path, *, resume: bool) -> tuple[Recipe, Images | Text]:
+def _prepare(recipe: Recipe, run: Path, *, resume: bool) -> tuple[Recipe, Images | Text | Tokens]:
     """The complete recipe and its data, and the run's directory made."""
     recipe = recipe.complete()
     data = recipe.data.load(recipe.training.seed)
@@ -84,7 +84,7 @@ class _Loop:
     stream: grain.DatasetIterator
     console: Console
 
-    def run(self, state: State, mesh: Mesh, data: Images | Text) -> tuple[int, int]:
+    def run(self, state: State, mesh: Mesh, data: Images | Text | Tokens) -> tuple[int, int]:
         """Runs the remaining steps. Returns the last step and the signal that ended the run early, or 0."""
         training = self.recipe.training
         evaluate = make_evaluate(self.recipe, mesh, data)

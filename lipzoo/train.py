@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from lipzoo import norms
 from lipzoo.constraints import Step, Unconstrained, WeightDecay
-from lipzoo.data import Images, Split, Text
+from lipzoo.data import Images, Split, Text, Tokens
 from lipzoo.models import AbstractModule
+from lipzoo.models.gpt import Stack
 from lipzoo.models.layers import Mask, project
 from lipzoo.recipe import Recipe
 from lipzoo.sharding import batched, gathered, place, process_rows, replicated, spread, stored
@@ -114,9 +115,17 @@ def constrain(recipe: Recipe, mesh: Mesh, model: Any, updates: Any, lr: Float[Ar
 
 
 def compute_copy(recipe: Recipe, mesh: Mesh, model: Any) -> Any:
-    """The weights as forward and backward see them: in the model's precision, gathered along the axis `data`."""
+    """The weights as forward and backward see them: in the model's precision and whole on every device.
+
+    Only stacks stay split along `fsdp`; a block is gathered when it is its turn (`Stack.masked`).
+    """
+
+    def gather(node: Any) -> Any:
+        shardings = gathered(mesh, node) if isinstance(node, Stack) else replicated(mesh)
+        return jax.lax.with_sharding_constraint(node, shardings)
+
     low = jax.tree.map(lambda x: x.astype(recipe.training.model_dtype), model)
-    return jax.lax.with_sharding_constraint(low, gathered(mesh, low))
+    return jax.tree.map(gather, low, is_leaf=lambda node: isinstance(node, Stack))
 
 
 def loss_and_gradient(
@@ -127,7 +136,8 @@ def loss_and_gradient(
     low = compute_copy(recipe, mesh, model)
 
     def differentiate(part: dict[str, Array]) -> tuple[tuple[Array, Array], Any]:
-        values, gradient = jax.value_and_grad(_loss, has_aux=True)(low, recipe, white, mask, part)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            values, gradient = jax.value_and_grad(_loss, has_aux=True)(low, recipe, white, mask, part)
         gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
         return values, jax.lax.with_sharding_constraint(gradient, stored(mesh, gradient))
 
@@ -167,7 +177,7 @@ def forward(
     return jax.vmap(lambda x: model.masked(x, mask))(x).astype(jnp.float32)
 
 
-def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text) -> Evaluate:
+def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text | Tokens) -> Evaluate:
     """A function from a model to its loss and accuracy over every test split, in batches on the mesh.
 
     They are called val_loss and val_accuracy for the whole test split.
@@ -178,7 +188,8 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text) -> Evaluate:
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(model: AbstractModule, batch: dict[str, Array]) -> tuple[Array, Array]:
         low = compute_copy(recipe, mesh, model)
-        logits = forward(low, batch["input"], data.white, recipe.training.model_dtype)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            logits = forward(low, batch["input"], data.white, recipe.training.model_dtype)
         scaled = recipe.training.temperature * logits
         losses = optax.softmax_cross_entropy_with_integer_labels(scaled, batch["label"])
         correct = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)

@@ -31,8 +31,8 @@ class SoftCap(Constraint):
         self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
     ) -> Float[Array, "*batch out in"]:
         goal = target(cap, matrix)
+        # One norm for all matrices stays one number: devices that share them need not ask each other when to stop.
         norm = jnp.asarray(cap * (1 - step.decay) + step.update_norm, matrix.dtype)
-        norm = jnp.broadcast_to(norm, matrix.shape[:-2])
 
         def unfinished(carry: tuple[Array, Array]) -> Array:
             return jnp.any((carry[1] > goal * (1 + 1e-6)) & jnp.isfinite(carry[1]))
@@ -40,7 +40,7 @@ class SoftCap(Constraint):
         def one_round(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             matrix, norm = carry
             shrink = jnp.clip(1 - goal / norm, 0, LARGEST_SHRINK)
-            alpha = solve(shrink) / norm**2
+            alpha = jnp.broadcast_to(solve(shrink) / norm**2, matrix.shape[:-2])
             return soft_cap_round(matrix, alpha, self.project_dtype), norm * (1 - shrink)
 
         matrix, _ = jax.lax.while_loop(unfinished, one_round, (matrix, norm))

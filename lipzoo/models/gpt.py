@@ -7,6 +7,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lipzoo.bound import Bound, namespace
@@ -80,7 +81,7 @@ class Stack(AbstractModule):
 
     def masked(self, x: Float[Array, "time d"], mask: Mask) -> Float[Array, "time d"]:
         def run(x: Array, block: AbstractModule) -> tuple[Array, None]:
-            return block.masked(x, mask), None
+            return _whole(block).masked(x, mask), None
 
         run = jax.checkpoint(run, policy=SAVED[self.remat], prevent_cse=False)
         return jax.lax.scan(run, x, self.blocks)[0]
@@ -108,6 +109,12 @@ class Stack(AbstractModule):
 
     def matrices(self) -> list[Weight]:
         return [weight for index in range(self.depth) for weight in self.block(index).matrices()]
+
+
+def _whole(block: AbstractModule) -> AbstractModule:
+    """A block on every device of the mesh in use, if there is one, however it was cut up before (FSDP)."""
+    in_use = not jax.sharding.get_abstract_mesh().empty
+    return jax.lax.with_sharding_constraint(block, PartitionSpec()) if in_use else block
 
 
 def _take(array: Any, index: int) -> Any:
