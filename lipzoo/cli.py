@@ -99,9 +99,11 @@ def _variant(argv: Sequence[str], variants: Mapping[str, Recipe]) -> tuple[Recip
         known, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise UserError("--variant takes a name") from error
-    if known.variant is not None and known.variant not in variants:
+    if known.variant is None:
+        return None, rest
+    if known.variant not in variants:
         raise UserError(f"there is no --variant {known.variant!r}; choose from {', '.join(variants)}")
-    return variants.get(known.variant), rest
+    return variants[known.variant], rest
 
 
 def stored_recipe(run: Path) -> Recipe:
@@ -149,8 +151,8 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _train(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe]) -> int:
     line = parse(default, argv, variants)
+    line.processes.start()  # Before anything computes.
     line.recipe.check()
-    line.processes.start()
     from lipzoo.loop import train  # After parsing, so that --help and mistakes answer at once.
 
     resume = line.resume.resume

@@ -57,9 +57,11 @@ class ProcessConfig:
         # When it times out itself, jax aborts the process with a stack trace.
         timer = threading.Timer(self.coordinator_timeout, self._give_up)
         timer.start()
-        patience = self.coordinator_timeout + 30
-        jax.distributed.initialize(coordinator, processes, process_id, initialization_timeout=patience)
-        timer.cancel()
+        try:
+            patience = self.coordinator_timeout + 30
+            jax.distributed.initialize(coordinator, processes, process_id, initialization_timeout=patience)
+        finally:
+            timer.cancel()
 
     def _give_up(self) -> None:
         where = self.coordinator or "the coordinator that SLURM names"

@@ -1,8 +1,8 @@
 """The 145M GPT of Newhouse et al. 2025 (arXiv 2507.13338) on GPT-2 tokens of FineWeb, under a Lipschitz bound.
 
-12 blocks of width 768 with 6 heads; 393,216 tokens a step; each learning rate a group's own. --variant names what is
-compared: `sigma1`, every norm at most 1 and the logits times 8, is at most 8-Lipschitz; `sigma8-*` and `sigma16-*` allow
-larger norms; `baseline` is a usual GPT without a constraint, `lipsformer` that of Qi et al. 2023.
+12 blocks of width 768 with 6 heads; 393,216 tokens a step; each group of weights has its own learning rate. --variant
+names what is compared: `sigma1`, all norms at most 1 and the logits times 8, is at most 8-Lipschitz; `sigma8-*` and
+`sigma16-*` allow larger norms; `baseline` is a usual GPT without a constraint, `lipsformer` that of Qi et al. 2023.
 """
 
 import dataclasses
