@@ -7,9 +7,10 @@ import math
 import jax
 import pytest
 
-from lipzoo.data import DataConfig
+from lipzoo.cli import parse
+from lipzoo.data import DataConfig, TextConfig, TokensConfig
 from lipzoo.errors import UserError
-from lipzoo.models import MLPConfig
+from lipzoo.models import GPTConfig, MLPConfig
 from lipzoo.optim import OptimizerConfig
 from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
 from lipzoo.weight import weights
@@ -95,6 +96,32 @@ def test_what_cannot_keep_its_promise_is_refused_in_one_sentence(options, messag
 def test_ready_made_recipes_are_admitted_and_survive_json(recipe):
     recipe.check()
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+DATA = [
+    DataConfig("cifar10", random_shift=2),
+    TextConfig(alphabet="abc", batch_size=3),
+    TextConfig("shakespeare"),
+    TokensConfig(),
+    TokensConfig("shakespeare", seq_len=7),
+    TokensConfig("digits", batch_size=512),
+]
+
+
+@pytest.mark.parametrize("data", DATA, ids=repr)
+def test_stored_data_come_back_as_what_they_were(data):
+    recipe = Recipe(model=GPTConfig(), data=data)
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))).data == data
+
+
+def test_token_shards_are_set_by_flags():
+    recipe = Recipe(model=GPTConfig(width=16, heads=2), data=TokensConfig())
+    flags = ["--data", "wikipedia_gpt2", "--batch-size", "16", "--seq-len", "64", "--train-shards", "1"]
+    line = parse(recipe, [*flags, "--val-tokens", "1000", "--sigma-max", "1"])
+    assert line.recipe.data == TokensConfig("wikipedia_gpt2", 16, 64, 1, 1000)
+    line.recipe.check()
+    with pytest.raises(UserError, match="--train-shards must be at least 1"):
+        parse(recipe, ["--train-shards", "0"]).recipe.check()
 
 
 def test_json_is_checked_field_by_field():

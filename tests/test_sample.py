@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lipzoo
 from lipzoo.checkpoint import Loaded, save_model
-from lipzoo.data import DataConfig, TextConfig
+from lipzoo.data import DataConfig, TextConfig, TokensConfig
+from lipzoo.data.bpe import BPE, END, TOKENS
+from lipzoo.data.text import Characters
 from lipzoo.errors import UserError
 from lipzoo.models import GPT, GPTConfig, MLPConfig
 from lipzoo.recipe import Recipe
+from lipzoo.sample import _main as main
 from lipzoo.sample import choose, empty_cache, generate, text_model
 
 ALPHABET = "\nabcdefghij"
@@ -61,6 +65,17 @@ def test_a_seed_gives_the_same_text_and_another_seed_another():
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_rows_that_only_pad_the_vocabulary_are_never_generated():
+    gpt = make(dataclasses.replace(VARIANTS["heads"], final_scale=50.0))
+    for options in ({}, {"temperature": 0.0}, {"top_k": 5}):
+        whole, few = (
+            set(itertools.islice(generate(gpt, np.array([1], np.int32), size=size, **options), 60))
+            for size in (None, 3)
+        )
+        assert max(few) < 3
+        assert options.get("temperature") == 0 or max(whole) >= 3
+
+
 def test_choices_follow_the_probabilities_of_the_top_k():
     logits, draws = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), 4000
     keys = jax.random.split(jax.random.key(0), draws)
@@ -97,6 +112,54 @@ def test_the_command_streams_the_prompt_and_what_follows(text_run):
     assert len(result.stdout) == 3 + 20 + 1
     assert set(result.stdout) <= set(ALPHABET)
     assert "characters a second" in result.stderr
+
+
+def test_without_a_prompt_a_text_begins_with_a_new_line(text_run):
+    result = sample(text_run, "--length", 5)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("\n")
+    assert len(result.stdout) == 1 + 5 + 1
+
+
+@pytest.fixture(scope="module")
+def tokens_run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "tokens"
+    recipe = Recipe("tokens", dataclasses.replace(VARIANTS["heads"], depth=1), TokensConfig("wikipedia_gpt2"))
+    save_model(run, 3, recipe.build_model(jax.random.key(0)), recipe)
+    return run
+
+
+@pytest.mark.parametrize("prompt", ["The history of", "Jaźwiny 🙂", ""])
+def test_a_model_of_tokens_streams_words(wikipedia_dir, tokens_run, prompt):
+    result = sample(tokens_run, "--prompt", prompt, "--length", 30, "--seed", 2)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(prompt)
+    assert len(result.stdout) > len(prompt) + 30
+    assert "tokens a second" in result.stderr
+    loaded = lipzoo.load(tokens_run)
+    assert loaded.recipe.data == TokensConfig("wikipedia_gpt2")
+    gpt, tokenizer = text_model(loaded)
+    assert (tokenizer, tokenizer.size, gpt.head.weight.array.shape[0]) == (BPE(), TOKENS, 50304)
+    tokens = list(itertools.islice(generate(gpt, tokenizer.prompt(prompt), size=TOKENS, seed=2), 30))
+    assert result.stdout == "".join(BPE().decode([*BPE().encode(prompt).tolist(), *tokens])) + "\n"
+
+
+@pytest.mark.parametrize(("end", "expected"), [(END, "The history"), (None, "The history a a")])
+def test_generation_stops_at_the_end_of_a_document(wikipedia_dir, tokens_run, monkeypatch, capsys, end, expected):
+    follow = BPE().encode(" a").tolist()
+    drawn = iter([END, *follow]) if end else iter(2 * follow)
+    monkeypatch.setattr("lipzoo.sample.generate", lambda *arguments, **options: drawn)
+    monkeypatch.setattr("sys.argv", ["sample", str(tokens_run), "--prompt", "The history"])
+    assert main() == 0
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_a_tokenizer_of_characters():
+    characters = Characters(ALPHABET)
+    assert "".join(characters.decode(characters.encode("abcj").tolist())) == "abcj"
+    assert characters.prompt("abc").tolist() == [1, 2, 3]
+    assert characters.prompt("").tolist() == [0]
+    assert (characters.size, characters.end) == (11, None)
 
 
 REFUSED = [

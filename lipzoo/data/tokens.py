@@ -181,7 +181,7 @@ class TokensConfig:
         if count < self.batch_size:
             raise UserError(
                 f"{folder} has {count:,} windows of {self.seq_len:,} tokens to train on, too few for a batch of "
-                f"{self.batch_size:,}: lower --batch-size or --seq-len, or add shards (--train-shards {len(train)})"
+                f"{self.batch_size:,}: lower --batch-size or --seq-len, or add shards to the {len(train)} in use"
             )
         most = self.val_tokens + 1
         test = np.concatenate([shard[:most] for shard in open_shards(folder, "val")])[:most]
