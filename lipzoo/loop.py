@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -37,7 +38,9 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
     """
     console = Console(quiet=not is_first())
     mesh = make_mesh(recipe.training.mesh)
-    recipe, data = in_all(lambda: _prepare(recipe, run, resume=resume))
+    prepare = functools.partial(_prepare, recipe, run, resume=resume)
+    first = in_all(lambda: prepare() if is_first() else None)  # It downloads what is missing; then all read it.
+    recipe, data = in_all(lambda: first or prepare())
     batch_size, steps, seed = recipe.data.batch_size, recipe.training.steps, recipe.training.seed
     stream = data.batches(batch_size=batch_size, count=steps, seed=seed, rows=process_rows(mesh, batch_size))
     checkpoints = Checkpoints(run, recipe.training.keep)

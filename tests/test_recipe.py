@@ -71,7 +71,7 @@ REFUSED = [
     ({"residual": 2.0}, "--residual"),
     ({"final_scale": 0.0}, "--final-scale"),
     ({"batch_size": 0}, "--batch-size"),
-    ({"batch_size": 100, "mesh": 8}, "--batch-size 100 is not divisible"),
+    ({"batch_size": 100, "mesh": "8"}, "--batch-size 100 is not divisible"),
     ({"batch_size": 100, "accum_steps": 3}, "--accum-steps 3"),
     ({"randomize_labels": 1.1}, "--randomize-labels"),
     ({"steps": 0}, "--steps"),

@@ -102,7 +102,9 @@ class AbstractModule(eqx.Module):
 
     def __repr__(self) -> str:
         rows = [_describe(weight) for weight in weights(self)]
-        bound = self.bound(Bound(1.0, 0.0), cap_norm)
+        # Caps and shapes are all that it takes: real arrays would be cut into blocks, abstract ones cannot be.
+        hollow = map_weights(lambda w: w.with_array(np.broadcast_to(np.float32(0), w.array.shape)), self)
+        bound = hollow.bound(Bound(1.0, 0.0), cap_norm)
         last = f"  a-priori Lipschitz bound (RMS → RMS): {format_power(bound.log10_lipschitz)}"
         return "\n".join([type(self).__name__, *rows, last])
 
