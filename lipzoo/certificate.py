@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console, Group
 from rich.table import Column, Table
@@ -73,6 +74,7 @@ class Certificate:
             raise ValueError("a model without weights has no certificate")
         if not 0 < radius < math.inf:
             raise ValueError(f"the radius of the inputs must be positive and finite, got {radius}")
+        model = jax.tree.map(np.asarray, model)  # Blocks of a stack are then views of it.
         start, exact = Bound(radius, 0.0), _Exact()
         certified = _without_nan(model.bound(start, exact))
 

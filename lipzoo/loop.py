@@ -100,13 +100,13 @@ class _Loop:
                 state, metrics = train_step(state, place(next(self.stream), mesh))
                 report.step(step, metrics)
                 last = step == training.steps
+                if last or step % training.log_interval == 0:
+                    report.window(step, layer_norms(state.model))
                 if number := signal_to_end(step, received):
                     report.flush()
                     self._check_finite(state, step)
                     self._save(state, {})
                     return step, number
-                if last or step % training.log_interval == 0:
-                    report.window(step, layer_norms(state.model))
                 state = self._milestone(step, last, state, evaluate, report)
         return training.steps, 0
 

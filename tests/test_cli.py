@@ -33,7 +33,7 @@ def test_flags_of_all_parts_stand_side_by_side():
     assert (recipe.constraint.constraint, recipe.constraint.sigma_max) == ("svd-cap", 6.0)
     assert recipe.constraint.constraint_overrides == ("head=none", "layers.0=hard-cap")
     assert (recipe.optimizer.optimizer, recipe.optimizer.lr) == ("adamw", 0.01)
-    assert (recipe.model.width, recipe.training.mesh, recipe.data.random_flip) == (64, 2, True)
+    assert (recipe.model.width, recipe.training.mesh, recipe.data.random_flip) == (64, "2", True)
     assert recipe.data.data == "cifar10"
 
 
@@ -57,7 +57,7 @@ MISTAKES = [
     (["--lr", "-1"], "--lr must be positive"),
     (["--lr", "500"], "--lr 500 is too high for layers.0: soft-cap absorbs updates"),
     (["--constraint-overrides", "nose=none"], "no layer is called 'nose'; the layers are layers.0, layers.1, head"),
-    (["--mesh", "64"], "--mesh 64 needs 64 devices, but this machine has 8 (cpu)"),
+    (["--mesh", "64"], "--mesh 64 needs 64 devices, but there are 8 (cpu)"),
     (["--resume", "/nowhere"], "/nowhere holds no recipe.json"),
     (["--run-dir", "/dev/null/run"], "cannot write to /dev/null/run"),
 ]
