@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -14,6 +14,10 @@ from lipzoo.bound import Scalar
 
 Role = Literal["hidden", "head", "bias", "gain", "position", "embedding"]
 Tree = TypeVar("Tree")
+if TYPE_CHECKING:
+    Stored = Array
+else:  # Certificates cut weights up as NumPy arrays, and recipes look at shapes alone.
+    Stored = Array | np.ndarray | jax.ShapeDtypeStruct
 
 
 class Weight(eqx.Module):
@@ -33,7 +37,7 @@ class Weight(eqx.Module):
     - `share`: the fraction of the learning rate that it gets (modular norm, Large et al. 2024, arXiv 2405.14813).
     """
 
-    array: Float[Array, "*batch out in"]
+    array: Float[Stored, "*batch out in"]
     name: str = eqx.field(static=True)
     role: Role = eqx.field(static=True, default="hidden")
     cap: float = eqx.field(static=True, default=float("inf"))

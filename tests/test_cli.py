@@ -42,7 +42,7 @@ def test_every_flag_has_a_help_line(monkeypatch, capsys):
     status, out, _ = run(monkeypatch, capsys, "--help")
     assert status == 0
     text = re.sub(r"\s+", " ", out)
-    options = [field.name for part in PARTS.values() for field in dataclasses.fields(part)]
+    options = [field.name for part in [*PARTS.values(), ProcessConfig] for field in dataclasses.fields(part)]
     assert all(f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}," in text for name in options)
     assert text.count(". (default:") == len(options) + len(["name", "run_dir", "resume"])
 

@@ -17,6 +17,7 @@ from lipzoo.models import MLP
 from lipzoo.models.layers import project
 from lipzoo.optim import OptimizerConfig
 from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.sharding import make_mesh
 from lipzoo.train import constrain
 from lipzoo.weight import map_weights, set_caps, weights
 
@@ -76,7 +77,7 @@ def ten_steps(case):
         if case == "muon_soft_cap":
             model = published_soft_cap(case, model, lr)
         else:
-            model = constrain(recipe, model, updates, lr, jax.random.key(step))
+            model = constrain(recipe, make_mesh(), model, updates, lr, jax.random.key(step))
     return np.array(losses), model
 
 
