@@ -8,6 +8,7 @@ import pytest
 
 from lipzoo.cli import main, parse
 from lipzoo.errors import UserError
+from lipzoo.processes import ProcessConfig
 from recipes import cifar_mlp, digits_mlp
 from tests.test_recipe import PARTS
 

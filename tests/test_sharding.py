@@ -70,7 +70,7 @@ def test_a_mesh_gives_the_losses_of_one_device_and_gathers_no_weights_for_muon(m
 def test_states_are_stored_in_equal_parts(wikipedia_dir):
     config, mesh = recipe("4x2"), make_mesh("4x2")
     state = init_state(config, mesh)
-    for leaf in jax.tree.leaves(state):
+    for leaf in jax.tree.leaves((state.model, state.opt_state)):
         parts = [shard.data.size for shard in leaf.addressable_shards]
         assert parts == [leaf.size // 8 if leaf.ndim else 1] * 8
 
@@ -97,7 +97,10 @@ def test_rows_of_the_only_process_are_all():
     np.testing.assert_array_equal(batch, jnp.arange(16.0))
 
 
-REFUSED = [("--mesh takes a number", {"mesh": "2y"}), ("not divisible by --mesh 8x3", {"mesh": "8x3"})]
+REFUSED = [
+    ("--mesh takes a number", {"mesh": "2y"}),
+    ("not divisible by --accum-steps 1 × --mesh 8x3", {"mesh": "8x3"}),
+]
 
 
 @pytest.mark.parametrize(("message", "change"), REFUSED)
