@@ -285,10 +285,12 @@ class GPT(AbstractModule):
         return self.masked(x, Mask())
 
     def masked(self, x: Int[Array, " time"], mask: Mask) -> Float[Array, "time vocabulary"]:
-        """The logits; documents are told apart by the tokens themselves."""
-        if self.config.separator >= 0:
-            mask = Mask(mask.window, jnp.cumsum(x == self.config.separator))
-        return self.logits(self.stack.masked(self.embedding(x), mask))
+        return self.logits(self.stack.masked(self.embedding(x), self.mask(x, mask.window)))
+
+    def mask(self, x: Int[Array, " time"], window: int = 0) -> Mask:
+        """What attention may look at in a sequence: documents are told apart by the tokens themselves."""
+        separator = self.config.separator
+        return Mask(window, jnp.cumsum(x == separator) if separator >= 0 else None)
 
     def logits(self, x: Float[Array, "time d"]) -> Float[Array, "time vocabulary"]:
         """What the head makes of the last block's output."""
