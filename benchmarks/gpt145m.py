@@ -1,0 +1,146 @@
+"""Tokens a second, utilisation, memory and the parts of a step of the 145M GPT, on the device that is there.
+
+    python -m benchmarks.gpt145m                                   # the whole model on a GPU, a small one on a CPU
+    python -m benchmarks.gpt145m --variant baseline --profile /tmp/trace
+
+The work counted is that of the model: 6 operations per weight and token, and 12·time·width per block and token for
+attention (all pairs, though half of them are masked and a window leaves fewer). Utilisation is that work over what the
+device does in one large product, measured here, in the same time. Rows are added to benchmarks/gpt145m.csv.
+"""
+
+import csv
+import dataclasses
+import functools
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.shakespeare_step import matmul_rate, model_flops, seconds
+from lipzoo.models.layers import Mask
+from lipzoo.recipe import Recipe
+from lipzoo.sharding import make_mesh, place, spread
+from lipzoo.train import constrain, init_state, loss_and_gradient, make_train_step
+from recipes.gpt145m import VARIANTS
+
+OUTPUT = Path(__file__).with_name("gpt145m.csv")
+STEPS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What can be said on the command line."""
+
+    variant: str = "sigma8-soft-cap"
+    """Settings of `recipes.gpt145m`."""
+    mesh: str = "1"
+    """Devices, as for the recipe."""
+    batch_size: int = 48
+    """Windows a step on a GPU."""
+    seq_len: int = 1024
+    """Tokens of a window on a GPU."""
+    remat: str = "products"
+    """What the backward pass computes anew."""
+    profile: Path | None = None
+    """Where to write a trace of the steps, for TensorBoard or Perfetto."""
+
+
+def recipe_of(line: CommandLine) -> Recipe:
+    """The variant, made small where there is no accelerator."""
+    recipe = VARIANTS[line.variant]
+    small = jax.default_backend() == "cpu"
+    size = {"depth": 4, "width": 192, "heads": 6} if small else {}
+    batch_size, seq_len = (8, 256) if small else (line.batch_size, line.seq_len)
+    precision = "float32" if small else "bfloat16"
+    model: Any = dataclasses.replace(recipe.model, remat=line.remat, window=0, window_stages=1, **size)
+    return dataclasses.replace(
+        recipe,
+        model=model,
+        data=dataclasses.replace(recipe.data, batch_size=batch_size, seq_len=seq_len),
+        optimizer=dataclasses.replace(recipe.optimizer, msign_dtype=precision),
+        training=dataclasses.replace(recipe.training, mesh=line.mesh, model_dtype=precision, steps=100),
+    )
+
+
+def random_batch(recipe: Recipe) -> dict[str, np.ndarray]:
+    """Tokens at random: time does not depend on what they say."""
+    shape = (recipe.data.batch_size, recipe.data.unit[1])
+    tokens = np.random.default_rng(0).integers(0, 50257, shape).astype(np.int32)
+    return {"input": tokens, "label": np.roll(tokens, -1, axis=1)}
+
+
+def measure(recipe: Recipe, profile: Path | None) -> dict[str, Any]:
+    """Seconds of a step and of its parts, memory, tokens a second, utilisation."""
+    mesh = make_mesh(recipe.training.mesh)
+    batch = place(random_batch(recipe), mesh)
+    state: Any = init_state(recipe, mesh)
+    optimizer, key = recipe.optimizer.build(functools.partial(spread, mesh)), jax.random.key(0)
+    differentiate = jax.jit(lambda model, batch: loss_and_gradient(recipe, mesh, None, model, batch, Mask())[1])
+    gradient = differentiate(state.model, batch)
+    parts = {
+        "forward and backward": seconds(differentiate, state.model, batch),
+        "optimizer": seconds(jax.jit(optimizer.update), gradient, state.opt_state, state.model),
+        "constraint": seconds(
+            jax.jit(lambda m, u: constrain(recipe, mesh, m, u, jnp.float32(1), key)), state.model, gradient
+        ),
+    }
+    floor = model_flops(recipe, state.model) / (matmul_rate(recipe.training.model_dtype) * mesh.size)
+    del gradient
+    jitted: Any = make_train_step(recipe, mesh, None)
+    step = jitted.lower(state, batch).compile()
+    memory = step.memory_analysis()
+    if profile is not None:
+        jax.profiler.start_trace(str(profile))
+    times = []
+    for _ in range(STEPS + 1):
+        start = time.perf_counter()
+        state, _ = step(state, batch)
+        jax.block_until_ready(state)
+        times.append(time.perf_counter() - start)
+    if profile is not None:
+        jax.profiler.stop_trace()
+    whole = float(np.median(times[1:]))
+    tokens = recipe.data.batch_size * recipe.data.unit[1]
+    return {
+        "seconds": whole,
+        "tokens a second": tokens / whole,
+        "utilisation": floor / whole,
+        "gigabytes": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e9,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.model)),
+    } | {f"{name}, share": value / whole for name, value in parts.items()}
+
+
+def main() -> None:
+    """Prints the table and adds a row to the file."""
+    line = tyro.cli(CommandLine, description="A step of the 145M GPT.")
+    recipe = recipe_of(line)
+    recipe.check()
+    about = {
+        "date": str(date.today()),
+        "device": f"{make_mesh(line.mesh).size} × {jax.devices()[0].device_kind}",
+        "variant": line.variant,
+        "batch": f"{recipe.data.batch_size}×{recipe.data.unit[1]}",
+        "precision": recipe.training.model_dtype,
+    }
+    row = about | {name: f"{value:.4g}" for name, value in measure(recipe, line.profile).items()}
+    table = Table("quantity", "value", title="benchmarks.gpt145m")
+    for name, value in row.items():
+        table.add_row(name, value)
+    Console().print(table)
+    fresh = not OUTPUT.exists()
+    with OUTPUT.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()

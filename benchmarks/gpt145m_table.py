@@ -1,0 +1,122 @@
+"""Loss, certified bound and largest activation of variants of the 145M GPT trained alike.
+
+    python -m benchmarks.gpt145m_table                       # a small model on Wikipedia, minutes on 2 cores
+    python -m benchmarks.gpt145m_table --flags "--data wikipedia_gpt2 --steps 600 --val-interval 100"      # a GPU
+
+Wikipedia's shards are those of FineWeb10B's format in the folder wikipedia_gpt2 of the data cache; losses on them do not
+compare with FineWeb's. Continues where it was stopped. Runs lie in runs/gpt145m_table; the table is written to
+benchmarks/gpt145m_table.csv and drawn in benchmarks/gpt145m_table.png.
+"""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from lipzoo.activations import measure
+from lipzoo.bound import format_power
+from lipzoo.checkpoint import load
+from lipzoo.cli import parse
+from lipzoo.loop import train
+from lipzoo.models import GPT
+from lipzoo.report import read_metrics
+from recipes.gpt145m import VARIANTS
+
+OUTPUT = Path(__file__).with_name("gpt145m_table.csv")
+SMALL = (
+    "--data wikipedia_gpt2 --depth 4 --width 128 --heads 4 --window 256 --window-stages 2 --batch-size 16 --seq-len 256 "
+    "--val-tokens 65536 --model-dtype float32 --msign-dtype float32 --momentum-warmup 50 --steps 150 --log-interval 10 "
+    "--val-interval 50 --save-interval 150"
+)
+WINDOWS = 8
+"""Windows of the validation split on which activations are measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What can be said on the command line."""
+
+    flags: str = SMALL
+    """Flags for `recipes.gpt145m`, the same for each variant."""
+    variants: tuple[str, ...] = ("sigma1", "sigma8-soft-cap", "baseline")
+    """What to compare."""
+    runs: Path = Path("runs/gpt145m_table")
+    """Where the runs lie."""
+
+
+def run_of(variant: str, line: CommandLine) -> Path:
+    """Trains, unless it was trained before."""
+    run = line.runs / variant
+    recipe = parse(VARIANTS[variant], line.flags.split()).recipe
+    recipe.check()
+    if not (run / "certificate.json").exists():
+        status = train(recipe, run, resume=(run / "recipe.json").exists())
+        if status:
+            raise SystemExit(status)
+    return run
+
+
+def row_of(variant: str, run: Path) -> dict[str, Any]:
+    """What the run's files say of it, and its largest activation."""
+    certificate = json.loads((run / "certificate.json").read_text())
+    last = [record for record in read_metrics(run / "metrics.jsonl") if "val_loss" in record][-1]
+    loaded = load(run)
+    assert isinstance(loaded.model, GPT)
+    test = loaded.recipe.data.load(0).tests["val"]
+    rows = measure(loaded.model, test.input[:WINDOWS])
+    return {
+        "variant": variant,
+        "loss": last["val_loss"],
+        "accuracy": last["val_accuracy"],
+        "log10 certified": certificate["certified"]["log10_lipschitz"],
+        "log10 a priori": certificate["a_priori"]["log10_lipschitz"],
+        "largest activation": max(row.largest for row in rows),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def plot(runs: dict[str, Path]) -> None:
+    """Training losses, with validation as dots."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for index, (variant, run) in enumerate(runs.items()):
+        records = read_metrics(run / "metrics.jsonl")
+        training, validation = ([r for r in records if name in r] for name in ("loss", "val_loss"))
+        axes.plot([r["step"] for r in training], [r["loss"] for r in training], color=f"C{index}", label=variant)
+        axes.plot([r["step"] for r in validation], [r["val_loss"] for r in validation], "o", color=f"C{index}")
+    axes.set(xlabel="step", ylabel="training loss (dots: validation)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(OUTPUT.with_suffix(".png"), dpi=110)
+
+
+def main() -> None:
+    """Trains what is missing; writes, draws and prints the table."""
+    line = tyro.cli(CommandLine, description="Variants of the 145M GPT trained alike.")
+    runs = {variant: run_of(variant, line) for variant in line.variants}
+    rows = [row_of(variant, run) for variant, run in runs.items()]
+    with OUTPUT.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    plot(runs)
+    table = Table("variant", "loss", "accuracy", "certified", "a priori", "largest activation")
+    for row in rows:
+        bounds = [
+            "-" if row[name] is None else format_power(row[name]) for name in ("log10 certified", "log10 a priori")
+        ]
+        table.add_row(
+            row["variant"], f"{row['loss']:.3f}", f"{row['accuracy']:.1%}", *bounds, f"{row['largest activation']:.4g}"
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
