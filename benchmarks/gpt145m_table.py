@@ -3,8 +3,8 @@
     python -m benchmarks.gpt145m_table                       # a small model on Wikipedia, minutes on 2 cores
     python -m benchmarks.gpt145m_table --flags "--data wikipedia_gpt2 --steps 600 --val-interval 100"      # a GPU
 
-Wikipedia's shards are those of FineWeb10B's format in the folder wikipedia_gpt2 of the data cache; losses on them do not
-compare with FineWeb's. Continues where it was stopped. Runs lie in runs/gpt145m_table; the table is written to
+Wikipedia's shards, in FineWeb10B's format, lie in the folder wikipedia_gpt2 of the data cache; losses on them do not compare
+with FineWeb's. Continues where it was stopped. Runs lie in runs/gpt145m_table; the table is written to
 benchmarks/gpt145m_table.csv and drawn in benchmarks/gpt145m_table.png.
 """
 
@@ -31,9 +31,9 @@ from recipes.gpt145m import VARIANTS
 
 OUTPUT = Path(__file__).with_name("gpt145m_table.csv")
 SMALL = (
-    "--data wikipedia_gpt2 --depth 4 --width 128 --heads 4 --window 256 --window-stages 2 --batch-size 16 --seq-len 256 "
-    "--val-tokens 65536 --model-dtype float32 --msign-dtype float32 --momentum-warmup 50 --steps 150 --log-interval 10 "
-    "--val-interval 50 --save-interval 150"
+    "--data wikipedia_gpt2 --depth 4 --width 128 --heads 4 --window 256 --window-stages 2 --batch-size 16 "
+    "--seq-len 256 --val-tokens 65536 --model-dtype float32 --msign-dtype float32 --momentum-warmup 50 "
+    "--steps 150 --log-interval 10 --val-interval 50 --save-interval 150"
 )
 WINDOWS = 8
 """Windows of the validation split on which activations are measured."""
