@@ -24,7 +24,7 @@ from lipzoo.constraints import (
 from lipzoo.data import DataConfig, TextConfig
 from lipzoo.errors import UserError
 from lipzoo.models import AbstractModule, GPTConfig, MLPConfig
-from lipzoo.optim import OptimizerConfig
+from lipzoo.optim import EBCConfig, OptimizerConfig
 from lipzoo.weight import Weight, map_weights, set_caps, weights
 
 CAPS = (1e-6, 1e6)
@@ -138,6 +138,7 @@ class Recipe:
     optimizer: Annotated[OptimizerConfig, arg(name="")] = OptimizerConfig()
     constraint: Annotated[ConstraintConfig, arg(name="")] = ConstraintConfig()
     training: Annotated[TrainingConfig, arg(name="")] = TrainingConfig()
+    ebc: EBCConfig = EBCConfig()
 
     def check(self) -> None:
         """Raises UserError, in one sentence that names the flag, if the recipe cannot be run or keep its promise."""
@@ -147,6 +148,7 @@ class Recipe:
             or self.training.refusal(self.data.batch_size)
             or self.optimizer.refusal(self.training.steps)
             or self._constraint_refusal()
+            or (self.ebc.refusal(self.complete().abstract_model()) if self.ebc.enable else None)
         )
         if refusal:
             raise UserError(refusal)

@@ -13,16 +13,19 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from lipzoo import norms
+from lipzoo.bound import Scalar
 from lipzoo.constraints import Step
 from lipzoo.data import Images, Split, Text
 from lipzoo.models import AbstractModule
 from lipzoo.models.layers import project
+from lipzoo.optim.ebc import LogitsFn, telemetry
 from lipzoo.recipe import Recipe
 from lipzoo.sharding import batched, replicated
 from lipzoo.weight import Weight, exact_norm, gram_norm, map_weights, weights
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[["State", dict[str, Array]], tuple["State", Metrics]]
+FreeStep = Callable[["State", dict[str, Array], Scalar], tuple["State", Metrics]]
 Evaluate = Callable[[AbstractModule], dict[str, float]]
 
 
@@ -46,30 +49,55 @@ def init_state(recipe: Recipe, mesh: Mesh) -> State:
     # Step by step: compiled as one, the factorizations of a GPT's first weights run at once, and on few cores XLA's CPU
     # backend then waits for ever.
     model: Any = jax.device_put(recipe.build_model(model_key), replicated(mesh))
-    opt_state = recipe.optimizer.build().init(model)
+    opt_state = recipe.optimizer.build(recipe.ebc.build()).init(model)
     state = State(model, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(step_key))
     return jax.device_put(state, replicated(mesh))
 
 
 def make_train_step(recipe: Recipe, mesh: Mesh, white: int | None) -> TrainStep:
     """The compiled step (state, batch) → (state, metrics). The state passed in is donated: do not use it again."""
-    optimizer = recipe.optimizer.build()
+    step = make_free_step(recipe, mesh, white)
+    train_step = functools.partial(step, peak=recipe.optimizer.lr)
+    shardings = (replicated(mesh), batched(mesh))
+    return jax.jit(train_step, donate_argnums=0, in_shardings=shardings, out_shardings=replicated(mesh))
+
+
+def make_free_step(recipe: Recipe, mesh: Mesh, white: int | None) -> FreeStep:
+    """The step before it is compiled, with the peak learning rate as an argument."""
+    optimizer = recipe.optimizer.build(recipe.ebc.build())
     factor = recipe.optimizer.factor(recipe.training.steps)
 
-    def train_step(state: State, batch: dict[str, Array]) -> tuple[State, Metrics]:
+    def train_step(state: State, batch: dict[str, Array], peak: Scalar) -> tuple[State, Metrics]:
         params: Any = state.model
         (loss, accuracy), gradient = loss_and_gradient(recipe, white, params, batch)
-        lr = recipe.optimizer.lr * factor(state.step)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+        fraction = factor(state.step)
+        lr = peak * fraction
+        probe = probe_logits(recipe, mesh, white, batch)
+        updates, opt_state = optimizer.update(
+            gradient, state.opt_state, params, lr=lr, fraction=fraction, logits_fn=probe
+        )
         updates = jax.tree.map(lambda update: -lr * update, updates)
         model = optax.apply_updates(params, updates)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         model = constrain(recipe, model, updates, lr, key)
-        metrics = {"loss": loss, "accuracy": accuracy, "lr": lr}
+        metrics = {"loss": loss, "accuracy": accuracy, "lr": lr, **telemetry(opt_state)}
         return State(model, opt_state, state.step + 1, state.key), metrics
 
-    shardings = (replicated(mesh), batched(mesh))
-    return jax.jit(train_step, donate_argnums=0, in_shardings=shardings, out_shardings=replicated(mesh))
+    return train_step
+
+
+def probe_logits(recipe: Recipe, mesh: Mesh, white: int | None, batch: dict[str, Array]) -> LogitsFn:
+    """The map from a model to temperature × logits of EBC's probe: the first tokens of the batch, on every device."""
+    examples, *time = batch["label"].shape
+    rows, length = recipe.ebc.probe_shape(examples, *time, *[1] * (1 - len(time)))
+    x = batch["input"][:rows, :length] if time else batch["input"][:rows]
+    x = jax.lax.with_sharding_constraint(x, replicated(mesh))
+
+    def logits(model: AbstractModule) -> Float[Array, "tokens classes"]:
+        values = forward(model, x, white, recipe.training.model_dtype)
+        return recipe.training.temperature * values.reshape(-1, values.shape[-1])
+
+    return logits
 
 
 def constrain(recipe: Recipe, model: Any, updates: Any, lr: Float[Array, ""], key: Key[Array, ""]) -> Any:

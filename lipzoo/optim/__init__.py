@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lipzoo.msign import POLYNOMIALS, PolynomialName
+from lipzoo.optim.ebc import EBCConfig as EBCConfig
 from lipzoo.optim.muon import scale_by_muon as scale_by_muon
 from lipzoo.optim.muon import update_sup as update_sup
 from lipzoo.optim.schedules import Factor, Schedule
@@ -71,11 +72,15 @@ class OptimizerConfig:
             return "--nesterov is for --optimizer muon"
         return None
 
-    def build(self) -> optax.GradientTransformation:
-        """gradients → updates for a learning rate of -1: muon is share-scaled, and so is the decay of both."""
+    def build(self, clip: optax.GradientTransformationExtraArgs | None = None) -> optax.GradientTransformationExtraArgs:
+        """gradients → updates for a learning rate of -1: muon is share-scaled, and so is the decay of both.
+
+        `clip` comes between the optimizer and the decay. Arguments beyond optax's three are for it.
+        """
         decay = [_add_decay(self.weight_decay)] if self.weight_decay else []
+        decay = decay if clip is None else [clip, *decay]
         if self.optimizer == "adamw":
-            return optax.chain(_scale_by_adam(self.beta1, self.beta2), *decay)
+            return optax.with_extra_args_support(optax.chain(_scale_by_adam(self.beta1, self.beta2), *decay))
         muon = scale_by_muon(
             POLYNOMIALS[self.polynomial],
             beta=self.beta1,
@@ -83,7 +88,7 @@ class OptimizerConfig:
             dtype=jnp.dtype(self.msign_dtype),
             embed_inflation=self.embed_inflation,
         )
-        return optax.chain(muon, _scale_by_share(), *decay)
+        return optax.with_extra_args_support(optax.chain(muon, _scale_by_share(), *decay))
 
     def factor(self, steps: int) -> Factor:
         """The learning rate as a fraction of its peak."""
