@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lipzoo.report import read_metrics
+
 COLORS = {"off": "black", "l1": "C1", "l2": "C2", "exact": "C0"}
 PANELS = {
     "c": ("ebc_c",),
@@ -37,6 +39,14 @@ def plot_curves(path: Path, curves: Mapping[str, Sequence[float] | np.ndarray], 
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=90)
+
+
+def plot_ebc(run: Path, title: str) -> None:
+    """Writes `ebc.png` into a run: what its metrics.jsonl tells of EBC."""
+    records = [record for record in read_metrics(run / "metrics.jsonl") if "ebc_c" in record]
+    if records:
+        curves = {name: [record[name] for record in records] for name in records[0] if name != "norms"}
+        plot_curves(run / "ebc.png", curves, title)
 
 
 def plot_pareto(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

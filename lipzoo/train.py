@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from lipzoo import norms
-from lipzoo.bound import Scalar
 from lipzoo.constraints import Step
 from lipzoo.data import Images, Split, Text
 from lipzoo.models import AbstractModule
@@ -25,7 +24,7 @@ from lipzoo.weight import Weight, exact_norm, gram_norm, map_weights, weights
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[["State", dict[str, Array]], tuple["State", Metrics]]
-FreeStep = Callable[["State", dict[str, Array], Scalar], tuple["State", Metrics]]
+FreeStep = Callable[["State", dict[str, Array], float | Float[Array, ""]], tuple["State", Metrics]]
 Evaluate = Callable[[AbstractModule], dict[str, float]]
 
 
@@ -57,7 +56,10 @@ def init_state(recipe: Recipe, mesh: Mesh) -> State:
 def make_train_step(recipe: Recipe, mesh: Mesh, white: int | None) -> TrainStep:
     """The compiled step (state, batch) → (state, metrics). The state passed in is donated: do not use it again."""
     step = make_free_step(recipe, mesh, white)
-    train_step = functools.partial(step, peak=recipe.optimizer.lr)
+
+    def train_step(state: State, batch: dict[str, Array]) -> tuple[State, Metrics]:
+        return step(state, batch, recipe.optimizer.lr)
+
     shardings = (replicated(mesh), batched(mesh))
     return jax.jit(train_step, donate_argnums=0, in_shardings=shardings, out_shardings=replicated(mesh))
 
@@ -67,7 +69,7 @@ def make_free_step(recipe: Recipe, mesh: Mesh, white: int | None) -> FreeStep:
     optimizer = recipe.optimizer.build(recipe.ebc.build())
     factor = recipe.optimizer.factor(recipe.training.steps)
 
-    def train_step(state: State, batch: dict[str, Array], peak: Scalar) -> tuple[State, Metrics]:
+    def train_step(state: State, batch: dict[str, Array], peak: float | Float[Array, ""]) -> tuple[State, Metrics]:
         params: Any = state.model
         (loss, accuracy), gradient = loss_and_gradient(recipe, white, params, batch)
         fraction = factor(state.step)

@@ -5,8 +5,8 @@
     python -m recipes.ebc_ablation --data shakespeare --auto   # finds learning rates and δ itself
 
 `--auto` is the published protocol: the learning rate of least loss without EBC; for each budget the δ that clips a
-given fraction of its steps; then multiples of that learning rate, with and without EBC, over all seeds. A run that is in
-the folder already is not run again, so an ablation that was stopped goes on where it was.
+given fraction of its steps; then multiples of that learning rate, with and without EBC, over all seeds. A run that is
+in the folder already is not run again, so an ablation that was stopped goes on where it was.
 """
 
 import dataclasses
@@ -35,6 +35,7 @@ from lipzoo.optim.ebc_control import SurrogateConfig
 from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
 
 Source = Literal["synthetic", "shakespeare"]
+Schedule = Literal["constant", "lr"]
 PRINTED = ("optimizer", "ebc", "spectral", "final_loss", "final_acc", "ebc_c")
 SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Multiples of the given learning rate that --auto tries; it goes on beyond the ends while the loss falls."""
@@ -69,7 +70,7 @@ class Ablation:
     """Targets δ in nats per token; --auto begins its search at the first."""
     aggregates: tuple[Aggregate, ...] = ("l1", "exact")
     """How the budget is made."""
-    schedules: tuple[Literal["constant", "lr"], ...] = ("constant",)
+    schedules: tuple[Schedule, ...] = ("constant",)
     """What δ follows."""
     lr_scales: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
     """Multiples of the base learning rate."""
@@ -136,7 +137,7 @@ class Setting(NamedTuple):
     optimizer: str
     constraint: ConstraintName
     aggregate: Aggregate | None
-    schedule: Literal["constant", "lr"]
+    schedule: Schedule
     delta: float
     lr: float
     seed: int
@@ -179,11 +180,14 @@ def synthetic_images(seed: int = 0, count: int = 2000) -> Images:
     )
 
 
-def budgets(line: Ablation, delta: float) -> list[tuple[Aggregate | None, Literal["constant", "lr"], float]]:
+Budget = tuple[Aggregate | None, Schedule, float]
+
+
+def budgets(line: Ablation, delta: float) -> list[Budget]:
     """Without EBC, and with each budget, at one δ."""
-    off = [(None, "constant", 0.0)] if "off" in line.ebc else []
-    on = itertools.product(line.aggregates, line.schedules, [delta]) if "on" in line.ebc else []
-    return [*off, *on]
+    off: list[Budget] = [(None, "constant", 0.0)] if "off" in line.ebc else []
+    on: list[Budget] = [(a, s, delta) for a in line.aggregates for s in line.schedules] if "on" in line.ebc else []
+    return off + on
 
 
 def grid(line: Ablation) -> list[Setting]:
@@ -194,7 +198,7 @@ def grid(line: Ablation) -> list[Setting]:
     ):
         lr = scale * base_lr(line, optimizer)
         chosen = dict.fromkeys(budget for delta in line.deltas for budget in budgets(line, delta))
-        settings += [Setting(optimizer, constraint, *budget, lr, seed) for budget in chosen]
+        settings += [Setting(optimizer, constraint, *budget, lr=lr, seed=seed) for budget in chosen]
     return settings
 
 
@@ -289,7 +293,7 @@ def protocol(line: Ablation, execute: Executor) -> list[Row]:
             chosen.append((aggregate, schedule, delta))
         for stage, seeds in (("scales", line.seeds[:1]), ("finals", line.seeds)):
             finals = itertools.product(line.lr_scales, chosen, seeds)
-            settings = [Setting(optimizer, constraint, *budget, lr * scale, seed) for scale, budget, seed in finals]
+            settings = [Setting(optimizer, constraint, *b, lr=lr * scale, seed=seed) for scale, b, seed in finals]
             found = execute.run(stage, settings, lr)
         rows += found
     return rows

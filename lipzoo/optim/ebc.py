@@ -121,7 +121,7 @@ class EBCConfig:
 class EBCState(NamedTuple):
     """What EBC remembers, and (from `tau` on) what it tells of the last step or measurement."""
 
-    count: Int[Array, ""]
+    step: Int[Array, ""]
     beta: Float[Array, " layers"]
     target: Scalar
     """δ*. It is no constant of the compiled step, so that runs at several targets share one compilation."""
@@ -187,9 +187,10 @@ def clip_by_predictions(config: EBCConfig) -> optax.GradientTransformationExtraA
         state = state._replace(tau=tau, budget=budget, c=c)
         measure = functools.partial(_measure, config, logits_fn, params, step, state)
         state = _control(config, state, schedule, measure)
-        return jax.tree.map(lambda u: c * u, updates), state._replace(count=state.count + 1)
+        return jax.tree.map(lambda u: c * u, updates), state._replace(step=state.step + 1)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    transform: Any = update  # optax's type of it does not know arguments that have to be given.
+    return optax.GradientTransformationExtraArgs(init, transform)
 
 
 def telemetry(opt_state: Any) -> dict[str, Scalar]:
@@ -289,7 +290,7 @@ def _refresh(
     Where a weight starts at zero, the layers before it move nothing at first, so in the first period all layers are
     also measured at powers of two. The first β above zero enters the moving average with full weight.
     """
-    count, layers = state.count, state.beta.size
+    now, layers = state.step, state.beta.size
     few = min(config.probe_layers, layers)
 
     def sweep(indices: Int[Array, " some"]) -> Float[Array, " layers"]:
@@ -301,11 +302,11 @@ def _refresh(
 
         return state.beta.at[indices].set(_smooth(config, state.beta[indices], jax.lax.map(measure, indices)))
 
-    early = (count < config.beta_full_sweep) & (count & (count - 1) == 0)
-    everything = early | (count % config.beta_full_sweep == 0)
-    turn = (count // config.update_every * few + jnp.arange(few)) % layers
+    early = (now < config.beta_full_sweep) & (now & (now - 1) == 0)
+    everything = early | (now % config.beta_full_sweep == 0)
+    turn = (now // config.update_every * few + jnp.arange(few)) % layers
     branches = [lambda: state.beta, lambda: sweep(turn), lambda: sweep(jnp.arange(layers))]
-    return jax.lax.switch(jnp.where(everything, 2, (count % config.update_every == 0).astype(jnp.int32)), branches)
+    return jax.lax.switch(jnp.where(everything, 2, (now % config.update_every == 0).astype(jnp.int32)), branches)
 
 
 def _smooth(config: EBCConfig, old: Float[Array, " some"], new: Float[Array, " some"]) -> Float[Array, " some"]:
@@ -330,17 +331,17 @@ def _control(
     config: EBCConfig, state: EBCState, schedule: Scalar, measure: Callable[[], tuple[Scalar, Scalar]]
 ) -> EBCState:
     """Measures where it is due, and lets the loops act on what was measured."""
-    count, controller = state.count, config.controller
-    due = count % config.update_every == 0
-    tick = (count % controller.period == 0) & controller.enable
+    now, controller = state.step, config.controller
+    due = now % config.update_every == 0
+    tick = (now % controller.period == 0) & controller.enable
     kl, rho = jax.lax.cond(due | tick, measure, lambda: (state.kl, state.rho))
     delta, error = controller(state.delta, state.error, state.target * schedule, kl)
     raw = rho * config.surrogate.factor(state.surrogate)
     acts = {
         "delta": (tick, delta),
         "error": (tick, error),
-        "tau_scale": (due & config.guard.enable, config.guard(state.tau_scale, rho, count)),
-        "surrogate": (due & config.surrogate.enable, config.surrogate(state.surrogate, raw, count)),
+        "tau_scale": (due & config.guard.enable, config.guard(state.tau_scale, rho, now)),
+        "surrogate": (due & config.surrogate.enable, config.surrogate(state.surrogate, raw, now)),
     }
     moved = {name: jnp.where(when, value, getattr(state, name)) for name, (when, value) in acts.items()}
     return state._replace(kl=kl, rho=rho, **moved)
