@@ -36,8 +36,9 @@ def run_name(recipe: Recipe) -> str:
     """A name by what the runs of an ablation differ in."""
     parts = [recipe.optimizer.optimizer, recipe.constraint.constraint, ebc_name(recipe)]
     if recipe.ebc.enable:
-        surrogate = "-calibrated" if recipe.ebc.surrogate.enable else ""
-        parts += [f"{recipe.ebc.target_schedule}{surrogate}", f"delta{recipe.ebc.target_kl:.4g}"]
+        options = ["calibrated"] if recipe.ebc.surrogate.enable else []
+        options += [f"refined{recipe.ebc.refine}"] if recipe.ebc.refine else []
+        parts += [recipe.ebc.target_schedule, *options, f"delta{recipe.ebc.target_kl:.4g}"]
     return "-".join([*parts, f"lr{recipe.optimizer.lr:.4g}", f"seed{recipe.training.seed}"])
 
 

@@ -66,7 +66,7 @@ class Ablation:
     """Spectral constraints."""
     ebc: tuple[Literal["off", "on"], ...] = ("off", "on")
     """Without and with EBC."""
-    deltas: tuple[float, ...] = (0.003,)
+    deltas: tuple[float, ...] = (0.03,)
     """Targets δ in nats per token; --auto begins its search at the first."""
     aggregates: tuple[Aggregate, ...] = ("l1", "exact")
     """How the budget is made."""
@@ -76,7 +76,7 @@ class Ablation:
     """Multiples of the base learning rate."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights and batches."""
-    adam_lr: float = 0.004
+    adam_lr: float = 0.016
     """Base learning rate of Adam; --auto begins its search here."""
     muon_lr: float = 0.5
     """Base learning rate of Muon; --auto begins its search here."""
@@ -86,9 +86,11 @@ class Ablation:
     """Steps between EBC's measurements."""
     calibrate: bool = False
     """Correct the budget by what steps really did."""
+    refine: int = 1
+    """How often a step of the exact budget corrects c by the divergence that it really causes."""
     auto: bool = False
     """Find learning rates and δ, then run their multiples over all seeds."""
-    clip_band: tuple[float, float] = (0.3, 0.6)
+    clip_band: tuple[float, float] = (0.1, 0.3)
     """Fraction of clipped steps at the best learning rate that --auto brings δ to."""
     status: bool = False
     """Say which runs are done, and run nothing."""
@@ -157,6 +159,7 @@ def recipe_of(line: Ablation, setting: Setting) -> Recipe:
             aggregate=setting.aggregate,
             update_every=line.update_every,
             surrogate=SurrogateConfig(enable=line.calibrate),
+            refine=line.refine if setting.aggregate == "exact" else 0,
         )
     return Recipe(
         name="ebc_ablation",

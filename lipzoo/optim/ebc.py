@@ -24,8 +24,12 @@ KL₂ = ½·mean Var_p(d). Scaling the step by c scales d by c and KL₂ by c²,
     c = min(1, √(δ/KL₂))
 
 makes the divergence δ(1 + O(√δ)) wherever c < 1. No layers, no staleness, no inequality: δ means what it says. In the
-units of the other route S = √(2·tokens·KL₂) and τ = √(2·tokens·δ). The terms left out can be measured: calibration
-(`lipzoo.optim.ebc_control`) multiplies S by a moving average of ρ = √(KL measured/(c²·KL₂)).
+units of the other route S = √(2·tokens·KL₂) and τ = √(2·tokens·δ).
+
+The terms left out can be measured, by running the probe once more with the clipped step. Calibration
+(`lipzoo.optim.ebc_control`) does so now and then, and multiplies S by a moving average of ρ = √(KL measured/(c²·KL₂)).
+`refine` does so in every step: c' = min(1, c·√(δ/KL(c))). If KL(c) = a·c²·(1 + b·c) with x = b·c, the first c ends at
+δ(1 + x), and c' = c/√(1 + x) at δ(1 + x/√(1 + x))/(1 + x) = δ(1 - x²/2 + …): what was of first order is gone.
 
 **Which δ.** With a learning rate l, KL₂ goes as l²: a constant δ clips the high learning rates and leaves the low ones
 at the end of a schedule alone; `target_schedule lr` multiplies δ by (l/l_peak)², so that c does not depend on the
@@ -82,6 +86,8 @@ class EBCConfig:
     """Factor on β."""
     center_logits: bool = True
     """Take the mean over classes off the change of each token's logits before its norm."""
+    refine: int = 0
+    """For exact: how often each step corrects c by the divergence that it really causes; once costs a forward pass."""
     include_embed_out: bool = False
     """Count embedding and head as layers too; exact always takes the whole update."""
     probe_tokens: int = 0
@@ -101,8 +107,10 @@ class EBCConfig:
                 return f"--ebc.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
         if not 0 <= self.beta_ema < 1 or not 0 <= self.beta_huber_delta < math.inf:
             return "--ebc.beta-ema must lie between 0 and 1, and --ebc.beta-huber-delta be at least 0 and finite"
-        if not 0 < self.safety < math.inf or self.probe_tokens < 0:
-            return "--ebc.safety must be positive and finite, and --ebc.probe-tokens at least 0"
+        if not 0 < self.safety < math.inf or self.probe_tokens < 0 or self.refine < 0:
+            return "--ebc.safety must be positive and finite, --ebc.probe-tokens and --ebc.refine at least 0"
+        if self.refine and self.aggregate != "exact":
+            return "--ebc.refine is for --ebc.aggregate exact"
         if self.aggregate != "exact" and not _layers(self, model):
             return "--ebc.aggregate l1 and l2 find no layer but embedding and head: add --ebc.include-embed-out"
         return self.controller.refusal(self.target_kl) or self.guard.refusal() or self.surrogate.refusal()
@@ -173,21 +181,11 @@ def clip_by_predictions(config: EBCConfig) -> optax.GradientTransformationExtraA
         **others: Any,
     ) -> tuple[Any, EBCState]:
         step = jax.tree.map(lambda u: -lr * u, updates)
-        if config.aggregate == "exact":
-            budget = _exact_budget(logits_fn, params, step)
-        else:
-            beta = _refresh(config, state, logits_fn, params, step)
-            state = state._replace(beta=beta)
-            budget = layer_budget(config, beta, _layer_norms(config, step))
-        budget = budget * config.surrogate.factor(state.surrogate)
         schedule = fraction**2 if config.target_schedule == "lr" else jnp.ones(())
-        tokens = jax.eval_shape(logits_fn, params).shape[0]
-        tau = state.tau_scale * jnp.sqrt(_radius(config) * tokens * state.delta * schedule)
-        c = jnp.where(budget > tau, tau / budget, 1.0)
-        state = state._replace(tau=tau, budget=budget, c=c)
-        measure = functools.partial(_measure, config, logits_fn, params, step, state)
-        state = _control(config, state, schedule, measure)
-        return jax.tree.map(lambda u: c * u, updates), state._replace(step=state.step + 1)
+        clip = _clip_exact if config.aggregate == "exact" else _clip_by_layers
+        state = clip(config, state, schedule, logits_fn, params, step)
+        state = _control(config, state, schedule, functools.partial(_measure, config, logits_fn, params, step, state))
+        return jax.tree.map(lambda u: state.c * u, updates), state._replace(step=state.step + 1)
 
     transform: Any = update  # optax's type of it does not know arguments that have to be given.
     return optax.GradientTransformationExtraArgs(init, transform)
@@ -211,9 +209,34 @@ def _is_state(node: Any) -> bool:
     return isinstance(node, EBCState)
 
 
-def _radius(config: EBCConfig) -> float:
-    """τ² per token and nat: KL ≤ ¼‖Δz‖², or KL₂ = ½ Var_p(Δz)."""
-    return 2.0 if config.aggregate == "exact" else 4.0
+def _clip_by_layers(
+    config: EBCConfig, state: EBCState, schedule: Scalar, logits_fn: LogitsFn, params: Any, step: Any
+) -> EBCState:
+    """β, τ, S and c of the published budget."""
+    beta = _refresh(config, state, logits_fn, params, step)
+    budget = layer_budget(config, beta, _layer_norms(config, step)) * config.surrogate.factor(state.surrogate)
+    tokens = jax.eval_shape(logits_fn, params).shape[0]
+    tau = state.tau_scale * jnp.sqrt(4 * tokens * state.delta * schedule)
+    return state._replace(beta=beta, tau=tau, budget=budget, c=_quotient(tau, budget))
+
+
+def _clip_exact(
+    config: EBCConfig, state: EBCState, schedule: Scalar, logits_fn: LogitsFn, params: Any, step: Any
+) -> EBCState:
+    """τ, S and c of one derivative along the whole step."""
+    logits, change = jax.jvp(logits_fn, (params,), (step,))
+    budget = jnp.sqrt(fisher_variance(logits, change).sum()) * config.surrogate.factor(state.surrogate)
+    tau = state.tau_scale * jnp.sqrt(2 * len(logits) * state.delta * schedule)
+    c = _quotient(tau, budget)
+    for _ in range(config.refine):
+        kl = mean_kl(logits, logits_fn(_moved(params, step, c)))
+        c = jnp.where(kl > 0, jnp.minimum(c * tau / jnp.sqrt(2 * len(logits) * kl), 1.0), c)
+    return state._replace(tau=tau, budget=budget, c=c)
+
+
+def _quotient(tau: Scalar, budget: Scalar) -> Scalar:
+    """min(1, τ/S), 1 where S is 0."""
+    return jnp.where(budget > tau, tau / budget, 1.0)
 
 
 def _layers(config: EBCConfig, params: Any) -> dict[str, tuple[int, int]]:
@@ -252,12 +275,6 @@ def layer_budget(config: EBCConfig, beta: Float[Array, " layers"], norms: Float[
     """S from β and the norms of the layers' steps."""
     terms = config.safety * beta * norms
     return terms.sum() if config.aggregate == "l1" else jnp.sqrt(terms.size * (terms**2).sum())
-
-
-def _exact_budget(logits_fn: LogitsFn, params: Any, step: Any) -> Scalar:
-    """√(2·tokens·KL₂): the norm of the change of the logits in the Fisher metric."""
-    logits, change = jax.jvp(logits_fn, (params,), (step,))
-    return jnp.sqrt(fisher_variance(logits, change).sum())
 
 
 def fisher_variance(
@@ -317,10 +334,14 @@ def _smooth(config: EBCConfig, old: Float[Array, " some"], new: Float[Array, " s
     return jnp.where(old > 0, old + (1 - config.beta_ema) * residual, new)
 
 
+def _moved(params: Any, step: Any, c: Scalar) -> Any:
+    return jax.tree.map(lambda w, s: w + c * s, params, step)
+
+
 def _measure(config: EBCConfig, logits_fn: LogitsFn, params: Any, step: Any, state: EBCState) -> tuple[Scalar, Scalar]:
     """Applied KL and ρ of the clipped step, by running the probe before and after it."""
     before = logits_fn(params)
-    after = logits_fn(jax.tree.map(lambda w, s: w + state.c * s, params, step))
+    after = logits_fn(_moved(params, step, state.c))
     kl = mean_kl(before, after)
     moved = jnp.sqrt(2 * len(before) * kl) if config.aggregate == "exact" else _size(config, after - before)
     expected = state.c * state.budget
