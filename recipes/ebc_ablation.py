@@ -39,7 +39,7 @@ Schedule = Literal["constant", "lr"]
 PRINTED = ("optimizer", "ebc", "spectral", "final_loss", "final_acc", "ebc_c")
 SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Multiples of the given learning rate that --auto tries; it goes on beyond the ends while the loss falls."""
-CALIBRATIONS = 5
+CALIBRATIONS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,19 +265,24 @@ def best_lr(execute: Executor, optimizer: str, constraint: ConstraintName, start
 def calibrated_delta(line: Ablation, execute: Executor, start: Setting) -> tuple[float, list[Row]]:
     """The δ at which a fraction of the steps inside the band is clipped; and the rows of the search.
 
-    A step is clipped if δ is below δ·(S/τ)², so the next guess is a quantile of these over the run before.
+    A step is clipped if δ is below δ·(S/τ)², so the next guess is a quantile of these over the run before, or, where
+    that has been seen to be too small or too large, between what has been seen.
     """
     low, high = line.clip_band
+    below, above = 0.0, math.inf
     setting, rows = start, []
     for _ in range(CALIBRATIONS):
         (row,) = execute.run("delta", [setting], start.lr)
         rows.append(row)
         if low <= row["clip_rate"] <= high:
             break
+        below, above = (setting.delta, above) if row["clip_rate"] > high else (below, setting.delta)
         folder = line.folder()
         assert folder is not None
         thresholds = unclipped_deltas(folder / run_name(recipe_of(line, setting)))
-        setting = setting._replace(delta=float(f"{np.quantile(thresholds, 1 - (low + high) / 2):.3g}"))
+        guess = float(np.quantile(thresholds, 1 - (low + high) / 2))
+        guess = guess if below < guess < above else math.sqrt(below * above)
+        setting = setting._replace(delta=float(f"{guess:.3g}"))
     return setting.delta, rows
 
 
