@@ -263,7 +263,7 @@ def best_lr(execute: Executor, optimizer: str, constraint: ConstraintName, start
 
 
 def calibrated_delta(line: Ablation, execute: Executor, start: Setting) -> tuple[float, list[Row]]:
-    """The δ at which a fraction of the steps inside the band is clipped; and the rows of the search.
+    """The δ at which a fraction of the steps inside the band is clipped, or nearest to it; and the rows of the search.
 
     A step is clipped if δ is below δ·(S/τ)², so the next guess is a quantile of these over the run before, or, where
     that has been seen to be too small or too large, between what has been seen.
@@ -283,7 +283,7 @@ def calibrated_delta(line: Ablation, execute: Executor, start: Setting) -> tuple
         guess = float(np.quantile(thresholds, 1 - (low + high) / 2))
         guess = guess if below < guess < above else math.sqrt(below * above)
         setting = setting._replace(delta=float(f"{guess:.3g}"))
-    return setting.delta, rows
+    return min(rows, key=lambda row: abs(row["clip_rate"] - (low + high) / 2))["delta"], rows
 
 
 def protocol(line: Ablation, execute: Executor) -> list[Row]:
