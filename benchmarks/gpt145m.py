@@ -81,7 +81,7 @@ def measure(recipe: Recipe, profile: Path | None) -> dict[str, Any]:
     mesh = make_mesh(recipe.training.mesh)
     batch = place(random_batch(recipe), mesh)
     state: Any = init_state(recipe, mesh)
-    optimizer, key = recipe.optimizer.build(functools.partial(spread, mesh)), jax.random.key(0)
+    optimizer, key = recipe.optimizer.build(spread=functools.partial(spread, mesh)), jax.random.key(0)
     differentiate = jax.jit(lambda model, batch: loss_and_gradient(recipe, mesh, None, model, batch, Mask())[1])
     gradient = differentiate(state.model, batch)
     parts = {

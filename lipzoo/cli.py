@@ -28,6 +28,8 @@ CHANGEABLE = (
     "wandb",
 )
 """Settings that a resumed run may be given anew."""
+PREFIXED = ("ebc", "controller", "guard", "surrogate")
+"""Parts whose flags begin with their name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +144,14 @@ def _check_unchanged(stored: Recipe, given: Recipe) -> None:
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The fields of all parts of a recipe by their own names, which are unique."""
+    """The fields of all parts of a recipe, named as on the command line."""
     fields: dict[str, Any] = {}
     for name, value in recipe.items():
-        fields.update(value if isinstance(value, dict) else {name: value})
+        if isinstance(value, dict):
+            prefix = f"{name}." if name in PREFIXED else ""
+            fields.update({f"{prefix}{inner}": v for inner, v in _flat(value).items()})
+        else:
+            fields[name] = value
     return fields
 
 

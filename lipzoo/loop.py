@@ -20,6 +20,7 @@ from lipzoo.bound import format_power
 from lipzoo.certify import certify
 from lipzoo.checkpoint import Checkpoints, Damaged
 from lipzoo.data import Images, Text, Tokens
+from lipzoo.ebc_plots import plot_ebc
 from lipzoo.errors import UserError
 from lipzoo.files import write_text
 from lipzoo.plots import plot_run
@@ -195,4 +196,6 @@ def _finish(recipe: Recipe, run: Path, console: Console) -> int:
     bound = format_power(certificate.certified.log10_lipschitz)
     picture = plot_run(run, caps, f"{recipe.name}: certified Lipschitz bound {bound}")
     console.print(f"wrote {path} and {picture}", highlight=False)
+    if recipe.ebc.enable:
+        plot_ebc(run, recipe.name)
     return 0

@@ -23,7 +23,7 @@ from lipzoo.constraints import (
 from lipzoo.data import DataConfig, TextConfig, TokensConfig
 from lipzoo.errors import UserError
 from lipzoo.models import AbstractModule, GPTConfig, MLPConfig
-from lipzoo.optim import LR_FLAG, OptimizerConfig
+from lipzoo.optim import LR_FLAG, EBCConfig, OptimizerConfig
 from lipzoo.overrides import number, override, override_refusal
 from lipzoo.sharding import mesh_shape
 from lipzoo.weight import Weight, map_weights, set_caps, weights
@@ -158,6 +158,7 @@ class Recipe:
     optimizer: Annotated[OptimizerConfig, arg(name="")] = OptimizerConfig()
     constraint: Annotated[ConstraintConfig, arg(name="")] = ConstraintConfig()
     training: Annotated[TrainingConfig, arg(name="")] = TrainingConfig()
+    ebc: EBCConfig = EBCConfig()
 
     def check(self) -> None:
         """Raises UserError, in one sentence that names the flag, if the recipe cannot be run or keep its promise."""
@@ -167,6 +168,7 @@ class Recipe:
             or self.training.refusal(self.data.batch_size)
             or self.optimizer.refusal(self.training.steps)
             or self._constraint_refusal()
+            or (self.ebc.refusal(self.complete().abstract_model()) if self.ebc.enable else None)
         )
         if refusal:
             raise UserError(refusal)

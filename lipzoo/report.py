@@ -85,7 +85,7 @@ class Reporter:
         now = time.perf_counter()
         unit, size = self._recipe.data.unit
         rate = len(values) * self._recipe.data.batch_size * size / max(now - self._clock, 1e-9)
-        record: Record = {name: sum(float(v[name]) for v in values) / len(values) for name in ("loss", "accuracy")}
+        record: Record = {n: sum(float(v[n]) for v in values) / len(values) for n in values[0] if n != "lr"}
         record |= {"step": step, "lr": float(values[-1]["lr"]), f"{unit}_per_second": round(rate, 1)}
         record["norms"] = {name: float(norm) for name, norm in jax.device_get(norms).items()}
         self._emit(record)

@@ -18,12 +18,14 @@ from lipzoo.data import Images, Split, Text, Tokens
 from lipzoo.models import AbstractModule
 from lipzoo.models.gpt import Stack
 from lipzoo.models.layers import Mask, project
+from lipzoo.optim.ebc import LogitsFn, telemetry
 from lipzoo.recipe import Recipe
 from lipzoo.sharding import batched, gathered, place, process_rows, replicated, spread, stored
 from lipzoo.weight import Weight, exact_norm, gram_norm, map_weights, weights
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[["State", dict[str, Array]], tuple["State", Metrics]]
+FreeStep = Callable[["State", dict[str, Array], float | Float[Array, ""]], tuple["State", Metrics]]
 Evaluate = Callable[[AbstractModule], dict[str, float]]
 
 
@@ -50,15 +52,15 @@ def init_state(recipe: Recipe, mesh: Mesh) -> State:
     # Step by step: compiled as one, the factorizations of a GPT's first weights run at once, and on few cores XLA's CPU
     # backend then waits for ever.
     model: Any = recipe.build_model(model_key)
-    opt_state = recipe.optimizer.build().init(model)
+    opt_state = recipe.optimizer.build(recipe.ebc.build()).init(model)
     state = State(model, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(step_key))
     return jax.device_put(state, stored(mesh, state))
 
 
-def _abstract_state(recipe: Recipe) -> Any:
+def abstract_state(recipe: Recipe) -> Any:
     """The shapes of a state."""
     model = recipe.abstract_model()
-    opt_state = jax.eval_shape(recipe.optimizer.build().init, model)
+    opt_state = jax.eval_shape(recipe.optimizer.build(recipe.ebc.build()).init, model)
     rest = jax.eval_shape(lambda: (jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(0))))
     return eqx.filter_eval_shape(State, model, opt_state, *rest)
 
@@ -68,24 +70,54 @@ def make_train_step(recipe: Recipe, mesh: Mesh, white: int | None, window: int =
 
     `window`, unless 0, is how many tokens attention looks back.
     """
-    optimizer = recipe.optimizer.build(functools.partial(spread, mesh))
-    factor = recipe.optimizer.factor(recipe.training.steps)
+    step = make_free_step(recipe, mesh, white, window)
 
     def train_step(state: State, batch: dict[str, Array]) -> tuple[State, Metrics]:
+        return step(state, batch, recipe.optimizer.lr)
+
+    state = stored(mesh, abstract_state(recipe))
+    in_shardings, out_shardings = (state, batched(mesh)), (state, replicated(mesh))
+    return jax.jit(train_step, donate_argnums=0, in_shardings=in_shardings, out_shardings=out_shardings)
+
+
+def make_free_step(recipe: Recipe, mesh: Mesh, white: int | None, window: int = 0) -> FreeStep:
+    """The step before it is compiled, with the peak learning rate as an argument."""
+    optimizer = recipe.optimizer.build(recipe.ebc.build(), functools.partial(spread, mesh))
+    factor = recipe.optimizer.factor(recipe.training.steps)
+
+    def train_step(state: State, batch: dict[str, Array], peak: float | Float[Array, ""]) -> tuple[State, Metrics]:
         params: Any = state.model
-        (loss, accuracy), gradient = loss_and_gradient(recipe, mesh, white, params, batch, Mask(window))
-        lr = recipe.optimizer.lr * factor(state.step)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+        mask = Mask(window)
+        (loss, accuracy), gradient = loss_and_gradient(recipe, mesh, white, params, batch, mask)
+        fraction = factor(state.step)
+        lr = peak * fraction
+        probe = probe_logits(recipe, mesh, white, batch, mask)
+        updates, opt_state = optimizer.update(
+            gradient, state.opt_state, params, lr=lr, fraction=fraction, logits_fn=probe
+        )
         updates = jax.tree.map(lambda update: -lr * update, updates)
         model = optax.apply_updates(params, updates)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         model = constrain(recipe, mesh, model, updates, lr, key)
-        metrics = {"loss": loss, "accuracy": accuracy, "lr": lr}
+        metrics = {"loss": loss, "accuracy": accuracy, "lr": lr, **telemetry(opt_state)}
         return State(model, opt_state, state.step + 1, state.key), metrics
 
-    state = stored(mesh, _abstract_state(recipe))
-    in_shardings, out_shardings = (state, batched(mesh)), (state, replicated(mesh))
-    return jax.jit(train_step, donate_argnums=0, in_shardings=in_shardings, out_shardings=out_shardings)
+    return train_step
+
+
+def probe_logits(recipe: Recipe, mesh: Mesh, white: int | None, batch: dict[str, Array], mask: Mask = FULL) -> LogitsFn:
+    """The map from a model to temperature × logits of EBC's probe: the first tokens of the batch, on every device."""
+    examples, *time = batch["label"].shape
+    rows, length = recipe.ebc.probe_shape(examples, *time, *[1] * (1 - len(time)))
+    x = batch["input"][:rows, :length] if time else batch["input"][:rows]
+    x = jax.lax.with_sharding_constraint(x, replicated(mesh))
+
+    def logits(model: AbstractModule) -> Float[Array, "tokens classes"]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            values = forward(compute_copy(recipe, mesh, model), x, white, recipe.training.model_dtype, mask)
+        return recipe.training.temperature * values.reshape(-1, values.shape[-1])
+
+    return logits
 
 
 def constrain(recipe: Recipe, mesh: Mesh, model: Any, updates: Any, lr: Float[Array, ""], key: Key[Array, ""]) -> Any:

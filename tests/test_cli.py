@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from lipzoo import cli
 from lipzoo.cli import main, parse
 from lipzoo.errors import UserError
+from lipzoo.optim import EBCConfig
 from lipzoo.processes import ProcessConfig
 from recipes import cifar_mlp, digits_mlp
 from tests.test_recipe import PARTS
@@ -44,6 +46,7 @@ def test_every_flag_has_a_help_line(monkeypatch, capsys):
     assert status == 0
     text = re.sub(r"\s+", " ", out)
     options = [field.name for part in [*PARTS.values(), ProcessConfig] for field in dataclasses.fields(part)]
+    options += cli._flat({"ebc": dataclasses.asdict(EBCConfig())})
     assert all(f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}," in text for name in options)
     assert text.count(". (default:") == len(options) + len(["name", "run_dir", "resume"])
 
@@ -109,3 +112,11 @@ def test_resuming_without_any_readable_recipe(run_copy):
         (run_copy / "checkpoints" / str(step)).rename(run_copy / f"lost-{step}")
     with pytest.raises(UserError, match="recipe"):
         parse(digits_mlp.RECIPE, ["--resume", str(run_copy)])
+
+
+def test_flags_of_ebc_are_prefixed_and_cannot_change_on_resume(run_copy, monkeypatch, capsys):
+    line = parse(digits_mlp.RECIPE, ["--ebc.enable", "--ebc.target-kl", "0.02", "--ebc.guard.enable"])
+    assert (line.recipe.ebc.enable, line.recipe.ebc.target_kl, line.recipe.ebc.guard.enable) == (True, 0.02, True)
+    status, _, err = run(monkeypatch, capsys, "--resume", str(run_copy), "--ebc.controller.kp", "0.2")
+    assert status == 2
+    assert "--ebc.controller.kp 0.2 differs from the 0.15" in err

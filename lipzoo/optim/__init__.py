@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lipzoo.msign import POLYNOMIALS, PolynomialName
+from lipzoo.optim.ebc import EBCConfig as EBCConfig
 from lipzoo.optim.muon import Spread as Spread
 from lipzoo.optim.muon import scale_by_muon as scale_by_muon
 from lipzoo.optim.muon import update_sup as update_sup
@@ -99,14 +100,20 @@ class OptimizerConfig:
                 return f"--{name.replace('_', '-')} is for --optimizer muon"
         return None
 
-    def build(self, spread: Spread = lambda function: function) -> optax.GradientTransformation:
+    def build(
+        self,
+        clip: optax.GradientTransformationExtraArgs | None = None,
+        spread: Spread = lambda function: function,
+    ) -> optax.GradientTransformationExtraArgs:
         """gradients → updates for a learning rate of -1: muon is share-scaled, and so is the decay of both.
 
-        `spread` lets several devices share muon's iterations (see `lipzoo.sharding.spread`).
+        `clip` comes between the optimizer and the decay. Arguments beyond optax's three are for it. `spread` lets
+        several devices share muon's iterations (see `lipzoo.sharding.spread`).
         """
         decay = [_add_decay(self.weight_decay)] if self.weight_decay else []
+        decay = decay if clip is None else [clip, *decay]
         if self.optimizer == "adamw":
-            return optax.chain(_scale_by_adam(self.beta1, self.beta2), *decay)
+            return optax.with_extra_args_support(optax.chain(_scale_by_adam(self.beta1, self.beta2), *decay))
         muon = scale_by_muon(
             POLYNOMIALS[self.polynomial],
             beta=self._momentum,
@@ -118,7 +125,7 @@ class OptimizerConfig:
         if self.embedding_adam:
             adam = _scale_by_adam(self.embedding_beta1, self.beta2)
             muon = optax.partition({True: adam, False: muon}, functools.partial(map_weights, self._by_adam))
-        return optax.chain(muon, _scale_by_share(), *decay)
+        return optax.with_extra_args_support(optax.chain(muon, _scale_by_share(), *decay))
 
     def _momentum(self, count: Int[Array, ""]) -> float | Float[Array, ""]:
         """β after so many updates."""

@@ -1,0 +1,135 @@
+"""The ablation: what it prints and writes, that it goes on where it stopped, and that equal shapes compile once."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from lipzoo import ablation
+from lipzoo.errors import UserError
+from recipes.ebc_ablation import ablate, synthetic_images
+
+TINY = {"steps": 6, "batch-size": 2, "seq-len": 8, "num-blocks": 1, "d-embed": 8, "num-heads": 2}
+
+
+def arguments(tmp_path, *more):
+    sizes = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
+    return ["--data", "shakespeare", *sizes, "--out", str(tmp_path), *more]
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_synthetic_prints_one_line_a_run():
+    command = [sys.executable, "-m", "recipes.ebc_ablation", "--data", "synthetic", "--steps", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
+    header, *lines = [line.split(",") for line in done.stdout.splitlines()]
+    assert header == ["optimizer", "ebc", "spectral", "final_loss", "final_acc", "ebc_c"]
+    settings = [(o, e, s) for o in ("adam", "muon") for s in ("none", "soft-cap") for e in ("off", "on")]
+    assert [tuple(line[:3]) for line in lines] == settings
+    assert all(math.isfinite(float(value)) for line in lines for value in line[3:])
+    assert all(float(line[5]) == 1 for line in lines if line[1] == "off")
+
+
+def test_synthetic_labels_are_the_largest_linear_function():
+    images = synthetic_images()
+    assert set(images.train.label) == set(range(10))
+    assert images.train.input.shape == (1500, 64)
+    assert images.test.input.shape == (500, 64)
+
+
+def test_a_grid_writes_its_tables_and_goes_on_where_it_stopped(shakespeare_dir, tmp_path, capsys, monkeypatch):
+    grid = ["--deltas", "1e-8", "0.01", "--lr-scales", "1", "2", "--seeds", "0", "1", "--update-every", "2"]
+    assert ablate(arguments(tmp_path, *grid, "--status")) == 0
+    assert "grid: 0 of 20 runs done" in capsys.readouterr().out
+    ablation._compiled.cache_clear()
+    assert ablate(arguments(tmp_path, *grid)) == 0
+    info = ablation._compiled.cache_info()
+    assert (info.misses, info.hits) == (3, 17), "off, l1, exact: learning rates, δ and seeds share a compilation"
+    summary = rows(tmp_path / "summary.csv")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(summary) == len(results) == 20
+    names = {
+        "seconds",
+        "final_loss",
+        "final_acc",
+        "perplexity",
+        "clip_rate",
+        "ebc_c",
+        "per_second",
+        "overhead",
+        "delta",
+    }
+    assert names <= set(results[0])
+    tight = [row for row in results if row["ebc"] == "exact" and row["delta"] == 1e-8]
+    assert all(row["ebc_c"] < 1 for row in tight)
+    assert len({(row["final_loss"]) for row in results if row["ebc"] == "off"}) == 4, "learning rates and seeds differ"
+    for name in ("pareto_ppl_vs_avgc.png", "lr_headroom.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    folders = [path.parent for path in tmp_path.glob("*/result.json")]
+    assert all((folder / "curves.png").exists() and len(rows(folder / "curves.csv")) == 6 for folder in folders)
+
+    (folders[0] / "result.json").unlink()
+    capsys.readouterr()
+    assert ablate(arguments(tmp_path, *grid, "--status")) == 0
+    assert f"19 of 20 runs done\n  missing: {folders[0].name}" in capsys.readouterr().out
+    trained = []
+    train = ablation.Runner._train
+    noted = lambda self, recipe: (trained.append(recipe), train(self, recipe))[1]  # noqa: E731
+    monkeypatch.setattr(ablation.Runner, "_train", noted)
+    assert ablate(arguments(tmp_path, *grid)) == 0
+    assert [ablation.run_name(recipe) for recipe in trained] == [folders[0].name]
+
+
+def test_one_compiled_step_serves_all_learning_rates_deltas_and_seeds(shakespeare_dir, tmp_path, monkeypatch):
+    grid = ["--ebc", "on", "--aggregates", "exact", "--deltas", "1e-8", "0.01", "--lr-scales", "1", "2"]
+    steps = set()
+    shared = ablation.shared_step
+    monkeypatch.setattr(ablation, "shared_step", lambda *a: (steps.add(s := shared(*a)), s)[1])
+    assert ablate(arguments(tmp_path, *grid)) == 0
+    assert [step._cache_size() for step in steps] == [1]
+
+
+def test_the_protocol_finds_a_learning_rate_and_a_delta(shakespeare_dir, tmp_path, capsys):
+    auto = ["--auto", "--aggregates", "exact", "--lr-scales", "1", "2", "--seeds", "0", "--steps", "20"]
+    assert ablate([*arguments(tmp_path), *auto]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    sweep = {row["lr"]: row["final_loss"] for row in results if row["stage"] == "lr"}
+    finals = [row for row in results if row["stage"] == "finals"]
+    best = min(sweep, key=sweep.__getitem__)
+    assert {row["lr"] for row in finals} == {best, 2 * best}
+    assert {row["lr_scale"] for row in finals} == {1.0, 2.0}
+    last = [row for row in results if row["stage"] == "delta"][-1]
+    assert 0.1 <= last["clip_rate"] <= 0.3
+    assert {row["delta"] for row in finals if row["ebc"] == "exact"} == {last["delta"]}
+    capsys.readouterr()
+    assert ablate([*arguments(tmp_path), *auto, "--status"]) == 0
+    assert "finals: 4 of 4 runs done" in capsys.readouterr().out
+
+
+def test_a_folder_of_other_settings_is_refused(shakespeare_dir, tmp_path):
+    grid = ["--ebc", "off", "--lr-scales", "1", "--seeds", "0"]
+    assert ablate(arguments(tmp_path, *grid)) == 0
+    with pytest.raises(UserError, match="other settings: choose another --out"):
+        ablate([*arguments(tmp_path, *grid), "--seq-len", "4"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--auto"], "--auto"),
+        (["--seeds"], "--seeds needs at least one value"),
+        (["--clip-band", "0.5", "0.2"], "--clip-band"),
+        (["--data", "shakespeare", "--num-heads", "3"], "--width"),
+        (["--deltas", "0"], "--ebc.target-kl"),
+    ],
+)
+def test_impossible_ablations_are_refused(more, message):
+    with pytest.raises(UserError, match=message):
+        ablate(more)
