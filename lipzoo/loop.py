@@ -71,6 +71,8 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
 
 def _prepare(recipe: Recipe, run: Path, *, resume: bool) -> tuple[Recipe, Images | Text | Tokens]:
     """The complete recipe and its data, and the run's directory made."""
+    if recipe.constraint.seal and jax.process_count() > 1:
+        raise UserError("sealing needs all weights in one process: add --no-seal, or train with one process")
     recipe = recipe.complete()
     data = recipe.data.load(recipe.training.seed)
     if is_first():
