@@ -22,8 +22,8 @@ STATEMENT = (
 )
 TOKEN_STATEMENT = (
     "For all sequences x, x' of tokens no larger in RMS norm than {domain}: max ‖f(x) - f(x')‖ ≤ L max ‖x - x'‖ over "
-    "tokens, f from (embedded) tokens to output under one attention mask, computed exactly with the stored weights. The "
-    "rounding of the network's own forward pass is not covered."
+    "tokens, f from (embedded) tokens to output under one attention mask, computed exactly with the stored weights. "
+    "The rounding of the network's own forward pass is not covered."
 )
 METHOD = "NumPy SVD in float64, inflated by 1 + 8·max(m, n)·2⁻⁵²; layer by layer, rounded up"
 
