@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lipzoo import constraints as constraints
 from lipzoo import models as models
 from lipzoo import optim as optim
+from lipzoo import space as space
 from lipzoo.bound import Bound as Bound
 from lipzoo.certificate import Certificate as Certificate
 

@@ -14,15 +14,13 @@ from jaxtyping import Array, Float, Int
 from rich.console import Console
 from rich.table import Table
 
-from lipzoo.bound import Bound, round_up_digits
+from lipzoo.bound import Bound, round_digits
 from lipzoo.checkpoint import load
 from lipzoo.cli import guarded
 from lipzoo.errors import UserError
 from lipzoo.models import GPT, AbstractModule, PerToken, Sequential
 from lipzoo.models.layers import AbstractResidual, Mask
 from lipzoo.weight import exact_norm
-
-START = Bound(1.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +97,9 @@ def measure(gpt: GPT, tokens: Int[np.ndarray, "batch time"]) -> list[Row]:
     """The sizes of activations on these windows, in float32."""
     hollow = jax.tree.map(np.asarray, gpt)
     blocks = [hollow.stack.block(index) for index in range(gpt.config.depth)]
-    ends = Sequential([hollow.norm, hollow.head, hollow.scale])
-    modules = [hollow.embedding, *blocks, ends]
-    bounds = itertools.accumulate(modules, lambda bound, module: module.bound(bound, exact_norm), initial=START)
+    modules = [hollow.embedding, *blocks, hollow.ends]
+    start = Bound.start(hollow.takes)
+    bounds = itertools.accumulate(modules, lambda bound, module: module.bound(bound, exact_norm), initial=start)
     places = ["embedding", *(f"block {index}" for index in range(gpt.config.depth)), "logits"]
     seen = np.stack(jax.device_get(_measure(gpt, jnp.asarray(tokens))), axis=1).tolist()
     limits = [float(bound.radius) for bound in bounds][1:]
@@ -120,7 +118,7 @@ def _main() -> int:
     table = Table("place", *("largest entry", "RMS", "largest RMS of a token", "certified bound"), title="Activations")
     for row in measure(loaded.model, test.input[: line.windows].astype(np.int32)):
         seen = (f"{value:.4g}" for value in (row.largest, row.rms, row.largest_rms))
-        table.add_row(row.place, *seen, round_up_digits(row.bound) if row.bound < 1e6 else f"{row.bound:.3g}")
+        table.add_row(row.place, *seen, round_digits(row.bound) if row.bound < 1e6 else f"{row.bound:.3g}")
     Console().print(table)
     return 0
 

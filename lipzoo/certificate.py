@@ -2,27 +2,30 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console, Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from lipzoo.bound import Bound, format_power, round_up_digits
-from lipzoo.models import GPT, AbstractModule
+from lipzoo.bound import Bound, format_power, round_digits
+from lipzoo.models import AbstractModule
+from lipzoo.models.layers import check_module
 from lipzoo.published import published_bound
-from lipzoo.weight import Weight, cap_norm, check_names, exact_norm
+from lipzoo.space import Space, SpaceError, Symbols, Vector, example_shape
+from lipzoo.weight import Weight, cap_norm, check_names, exact_norm, weights
 
-STATEMENT = (
+VECTOR_STATEMENT = (
     "For all inputs x, x' {domain}: ‖f(x) - f(x')‖ ≤ L‖x - x'‖ in RMS norms, f from input to output, "
     "computed exactly with the stored weights. The rounding of the network's own forward pass is not covered."
 )
 TOKEN_STATEMENT = (
     "For all sequences x, x' of tokens no larger in RMS norm than {domain}: max ‖f(x) - f(x')‖ ≤ L max ‖x - x'‖ over "
-    "tokens, f from (embedded) tokens to output under one attention mask, computed exactly with the stored weights. "
+    "tokens, f from {start} to output under one attention mask, computed exactly with the stored weights. "
     "The rounding of the network's own forward pass is not covered."
 )
 METHOD = "NumPy SVD in float64, inflated by 1 + 8·max(m, n)·2⁻⁵²; layer by layer, rounded up"
@@ -50,42 +53,67 @@ class Certificate:
     - `certified`: the bound from the float64 norms of the weights.
     - `published`: the formula of the paper that the model comes from, for comparison (see `lipzoo.published`): no bound
       for transformers; None where there is none.
-    - `l2_factor`: times L gives the ℓ₂ → ℓ₂ constant, √(outputs/inputs); None for sequences of tokens.
-    - `statement`: what is proved.
+
+    What they are about (`statement`, `l2_factor`) is read off the bounds, which know their spaces.
     """
 
     rows: tuple[Row, ...]
     a_priori: Bound
     certified: Bound
     published: Bound | None
-    l2_factor: float | None
-    statement: str
 
     @staticmethod
-    def of(model: AbstractModule, radius: float = 1.0, window: int | None = None) -> "Certificate":
-        """The certificate of a model in memory, for inputs of RMS norm at most `radius` (1 for pixels in [0, 1]).
+    def of(
+        model: AbstractModule, radius: float = 1.0, window: int | None = None, space: Space | None = None
+    ) -> "Certificate":
+        """The certificate of a model in memory, for inputs of norm at most `radius` (1 for pixels in [0, 1]).
 
-        `window` is the number of tokens in a sequence, which the published formula of LipsFormer wants to know.
+        `space` is what the model takes (`lipzoo.space`); models of this library know it themselves. `window` is the
+        number of tokens in a sequence, which the published formula of LipsFormer wants to know.
 
-        **Raises:** ValueError if a weight holds NaN or infinite entries, if two weights share a name, if there are
-        none, or if the radius is not positive and finite.
+        **Raises:** TypeError if it is no model of this library; ValueError if a weight holds NaN or infinite entries,
+        if two weights share a name, if there are none, if the radius is not positive and finite, or if a part of the
+        model is given what it does not take.
         """
+        check_module(model, "a certificate")
         if not check_names(model.matrices()):
             raise ValueError("a model without weights has no certificate")
         if not 0 < radius < math.inf:
             raise ValueError(f"the radius of the inputs must be positive and finite, got {radius}")
+        start = Bound.start(_space(model, space), radius)
         model = jax.tree.map(np.asarray, model)  # Blocks of a stack are then views of it.
-        start, exact = Bound(radius, 0.0), _Exact()
-        certified = _without_nan(model.bound(start, exact))
+        exact = _Exact()
+        certified = model.bound(start, exact)
+        _check_runs(model, start.space, certified)
 
         def share(name: str) -> float:
             return _share(certified, model.bound(start, lambda w: exact(w) ** (w.name != name)))
 
-        matrices = model.matrices()
-        rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in matrices)
-        a_priori = _without_nan(model.bound(start, cap_norm))
-        published = published_bound(model, start, exact, window)
-        return Certificate(rows, a_priori, certified, published, _l2_factor(model), _statement(model, radius))
+        places = _rows(model.matrices(), exact.measured)
+        rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in places)
+        a_priori = model.bound(start, cap_norm)
+        return Certificate(rows, a_priori, certified, published_bound(model, start, certified, exact, window))
+
+    @property
+    def l2_factor(self) -> float | None:
+        """Times L it gives the ℓ₂ → ℓ₂ constant: √(outputs/inputs); None for sequences, measured by their tokens."""
+        first, last = self.certified.domain.space, self.certified.space
+        if not (isinstance(first, Vector) and isinstance(last, Vector)):
+            return None
+        return math.sqrt(last.size / first.size) * (1 + 2.0**-50)
+
+    @property
+    def statement(self) -> str:
+        """What is proved, read off the bound."""
+        domain = self.certified.domain
+        radius = round_digits(float(domain.radius), 6, up=False)
+        if isinstance(domain.space, Vector):
+            pixels = " (as all with pixels in [0, 1])" if domain.radius == 1 else ""
+            return VECTOR_STATEMENT.format(domain=f"of RMS norm at most {radius}{pixels}")
+        if domain.embedded:
+            rows = f"the largest row of the embedding, {radius}"
+            return TOKEN_STATEMENT.format(domain=rows, start="embedded tokens")
+        return TOKEN_STATEMENT.format(domain=radius, start="tokens")
 
     @property
     def lipschitz(self) -> float:
@@ -116,21 +144,19 @@ class Certificate:
         layers = Table("layer", *(_right(name) for name in ("shape", "cap", "norm", "share of log L")), title="Weights")
         for row in self.rows:
             cap = "free" if math.isinf(row.cap) else f"{row.cap:g}"
-            norm = Text(round_up_digits(row.norm, 6), style="" if row.norm <= row.cap else "bold red")
+            norm = Text(round_digits(row.norm, 6), style="" if row.norm <= row.cap else "bold red")
             layers.add_row(row.name, "×".join(map(str, row.shape)), cap, norm, _percent(row.share))
         columns = ["L (RMS → RMS)", *([] if self.l2_factor is None else ["L (ℓ₂ → ℓ₂)"]), "largest output"]
         bounds = Table("bound", *map(_right, columns), title="Bounds")
         a_priori = "a priori (caps)" if self.caps_hold else "a priori (a cap does not hold)"
         named = {"certified": self.certified, a_priori: self.a_priori}
         if self.published is not None:
-            named["published formula" if self.published == self.certified else "published formula (no bound)"] = (
+            named["published formula" if self.published is self.certified else "published formula (no bound)"] = (
                 self.published
             )
         for name, bound in named.items():
-            log10 = float(bound.log10_lipschitz)
-            radius = format_power(math.log10(bound.radius) if bound.radius > 0 else -math.inf)
             l2 = [] if self.l2_factor is None else [format_power(self._log10_l2(bound))]
-            bounds.add_row(name, format_power(log10), *l2, radius)
+            bounds.add_row(name, format_power(bound.log10_lipschitz), *l2, format_power(bound.log10_radius))
         return Group(layers, bounds, Text(self.statement, style="dim"))
 
     def __str__(self) -> str:
@@ -140,40 +166,57 @@ class Certificate:
         return capture.get()
 
 
-def _without_nan(bound: Bound) -> Bound:
-    """What cannot be computed (as 0·∞) has no bound."""
-    return Bound(*(math.inf if math.isnan(value) else value for value in (bound.radius, bound.log_lipschitz)))
+def _space(model: AbstractModule, given: Space | None) -> Space:
+    """What a model takes, by itself or as given."""
+    space = given or model.takes
+    if space is None:
+        name = type(model).__name__
+        raise ValueError(
+            f"{name} does not say what it takes: give space=lipzoo.space.Vector((entries,)) or "
+            f"lipzoo.space.Tokens(entries), or give {name} a property `takes` that returns it"
+        )
+    return space
 
 
-def _l2_factor(model: AbstractModule) -> float | None:
-    """√(outputs/inputs), by the first and the last matrix; None for sequences, whose norm is a maximum over tokens."""
-    matrices = [weight.array for weight in model.matrices() if weight.role in ("hidden", "head")]
-    return None if model.tokens or not matrices else math.sqrt(matrices[-1].shape[-2] / matrices[0].shape[-1])
-
-
-def _statement(model: AbstractModule, radius: float) -> str:
-    if not model.tokens:
-        domain = "with pixels in [0, 1]" if radius == 1 else f"of RMS norm at most {radius:g}"
-        return STATEMENT.format(domain=domain)
-    return TOKEN_STATEMENT.format(
-        domain="the largest row of the embedding" if isinstance(model, GPT) else f"{radius:g}"
-    )
+def _check_runs(model: AbstractModule, space: Space, bound: Bound) -> None:
+    """Raises SpaceError unless what the model really gives is of the kind that its bound speaks of."""
+    dtype = jnp.int32 if isinstance(space, Symbols) else weights(model)[0].array.dtype
+    example = jax.ShapeDtypeStruct(example_shape(space), jax.dtypes.canonicalize_dtype(dtype))
+    image = jax.eval_shape(lambda model, x: model(x), model, example)
+    if image.shape != example_shape(bound.space):
+        raise SpaceError(f"{type(model).__name__} gives shape {image.shape} where its bound speaks of {bound.space}")
 
 
 class _Exact:
-    """`exact_norm`, each computed once: a bound may look at a weight as a whole and head by head."""
+    """`exact_norm`, each computed once: a bound may look at a weight as a whole and head by head.
+
+    `measured` is what was asked for. It is known again by the memory that it lies in, whatever it is called, and kept,
+    so that no other array can come to lie there.
+    """
 
     def __init__(self):
-        self._norms: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+        self.measured: list[Weight] = []
+        self._norms: dict[tuple[object, ...], np.ndarray] = {}
 
     def __call__(self, weight: Weight) -> np.ndarray:
-        key = (weight.name, tuple(weight.array.shape))
+        array = np.asarray(weight.array)
+        key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str)
         if key not in self._norms:
+            self.measured.append(weight.with_array(array))
             try:
                 self._norms[key] = np.asarray(exact_norm(weight))
             except ValueError as error:
                 raise ValueError(f"{weight.name}: {error}") from error
         return self._norms[key]
+
+
+def _rows(places: Sequence[Weight], measured: Sequence[Weight]) -> list[Weight]:
+    """The weights of a table: those that the model holds, and what else was measured while its bound was computed."""
+
+    def inside(part: Weight) -> bool:
+        return any(part.name == place.name and np.shares_memory(part.array, place.array) for place in places)
+
+    return [*places, *(part for part in measured if not inside(part))]
 
 
 def _share(certified: Bound, without: Bound) -> float:
@@ -185,7 +228,7 @@ def _share(certified: Bound, without: Bound) -> float:
 
 
 def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.1f}%"
+    return "-" if math.isnan(share) else f"{round(100 * share, 1) + 0.0:.1f}%"  # Adding 0 makes -0 a 0.
 
 
 def _right(name: str) -> Column:
@@ -198,5 +241,6 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bound_json(bound: Bound) -> dict[str, Any]:
-    values = {"lipschitz": bound.lipschitz, "log10_lipschitz": bound.log10_lipschitz, "radius": bound.radius}
+    names = ("lipschitz", "log10_lipschitz", "radius", "log10_radius")
+    values = {name: getattr(bound, name) for name in names}
     return _finite({name: float(value) for name, value in values.items()})

@@ -22,9 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Float, UInt32
+from numpy.typing import ArrayLike
 
 import lipzoo
+from lipzoo.data import DataConfig
 from lipzoo.errors import UserError
 from lipzoo.models import AbstractModule
 from lipzoo.recipe import Recipe
@@ -34,6 +36,8 @@ from lipzoo.weight import map_weights, weights
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every file; what it raises reaches us anyway.
 _policies = ocp.checkpoint_managers
 Arrays = dict[str, Any]
+TOGETHER = 4096
+"""Images that `Loaded.predict` looks at in one piece."""
 SPARE_BYTES = 1 << 19
 """Room for what a checkpoint holds beside the arrays."""
 
@@ -47,6 +51,26 @@ class Loaded:
     path: Path
     step: int
     sha256: str
+
+    def predict(self, images: ArrayLike) -> Float[np.ndarray, "n classes"]:
+        """The logits of images of the kind that the model was trained on, in float32.
+
+        Whole numbers are pixel values as the source has them, floats lie in [0, 1]; channels first or last (see
+        `lipzoo.data.images.as_pixels`).
+
+        **Raises:** ValueError if they have another shape or values out of range, or if this is no model of images.
+        """
+        data = self.recipe.data
+        if not isinstance(data, DataConfig):
+            raise ValueError(f"{self.path} holds a model of text: see lipzoo.sample")
+        pixels = data.as_pixels(images)
+        parts = [pixels[start : start + TOGETHER] for start in range(0, max(len(pixels), 1), TOGETHER)]
+        return np.concatenate([np.asarray(_run(self.model, part)) for part in parts])
+
+
+@jax.jit
+def _run(model: AbstractModule, pixels: Float[Array, "n pixels"]) -> Float[Array, "n classes"]:
+    return jax.vmap(model)(pixels)
 
 
 class Damaged(Exception):

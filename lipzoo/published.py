@@ -4,23 +4,24 @@ import math
 
 import numpy as np
 
-from lipzoo.bound import Bound, Scalar, weighted_sum
+from lipzoo.bound import Bound, Scalar, log_times, log_up, weighted_sum
 from lipzoo.models import GPT, AbstractModule
+from lipzoo.space import Tokens, Vector
 from lipzoo.weight import Measure, Weight, weights
 
 GELU_SLOPE = 1.1289
 """What Newhouse et al. divide by for GELU."""
 
 
-def published_bound(model: AbstractModule, start: Bound, measure: Measure, window: int | None) -> Bound | None:
+def published_bound(
+    model: AbstractModule, start: Bound, certified: Bound, measure: Measure, window: int | None
+) -> Bound | None:
     """The published bound of a model, or None where its kind has none.
 
-    Without attention it is the certified one. `window`, the tokens of a sequence, enters LipsFormer's only.
+    Of networks of vectors it is the certified one. `window`, the tokens of a sequence, enters LipsFormer's only.
     """
-    if not model.tokens:
-        return model.bound(start, measure)
     if not isinstance(model, GPT):
-        return None
+        return certified if isinstance(certified.space, Vector) else None
     config = model.config
     if config.architecture == "lipsformer":
         return None if window is None else _lipsformer(model, measure, window)
@@ -39,13 +40,13 @@ def _lipschitz_gpt(model: GPT, start: Bound, measure: Measure) -> Bound:
     bound = model.embedding.bound(start, measure)
     for index in reversed(range(model.config.depth)):
         norm = _norms(model.stack.block(index), measure)
-        value = norm["out"] * norm["v"] * model.config.attention_scale
+        value = log_up(norm["out"] * norm["v"] * model.config.attention_scale)
         spread = model.config.softmax_scale * (1 + 2 * norm["q"] * norm["k"] * bound.radius**2)
-        attention = Bound(bound.scale(value).radius, bound.scale(value * spread).log_lipschitz)
+        attention = bound.grow(value, log_times(value, log_up(spread)))
         bound = weighted_sum((1 - alpha, alpha), (bound, attention))
         mlp = bound.scale(norm["up"] * norm["down"] / GELU_SLOPE)
         bound = weighted_sum((1 - alpha, alpha), (bound, mlp))
-    return model.scale.bound(model.head.bound(bound, measure), measure)
+    return model.ends.bound(bound, measure)
 
 
 def _lipsformer(model: GPT, measure: Measure, window: int) -> Bound:
@@ -56,7 +57,7 @@ def _lipsformer(model: GPT, measure: Measure, window: int) -> Bound:
     about a single head, so for several this is only what one would write down. It says nothing of sizes.
     """
     config, n = model.config, window
-    center, bound = config.width / (config.width - 1), Bound(math.inf, 0.0)
+    center, bound = config.width / (config.width - 1), Bound.start(Tokens(config.width), math.inf)
     for index in range(config.depth):
         norm = _norms(model.stack.block(index), measure, spectral=True)
         cosine = config.softmax_scale * ((n - 1) * n * norm["k"] + (n - 1) * norm["q"]) + n * norm["v"]

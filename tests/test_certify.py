@@ -16,6 +16,7 @@ from lipzoo.certificate import Certificate
 from lipzoo.cli import guarded
 from lipzoo.models import MLP, ConvexResidual, Linear, ReLU, Sequential
 from lipzoo.models.layers import Affine, PerToken
+from lipzoo.space import Vector
 from lipzoo.weight import Weight, map_weights, weights
 from tests.conftest import svd_norm
 
@@ -193,15 +194,31 @@ def test_shares_of_the_bound_add_up_for_a_plain_network(digits_run):
 def test_the_pixel_constant_counts_inputs_and_outputs_not_gains(getkey):
     linear = Linear(Weight(jnp.eye(16), "w"))
     gain = Weight(jnp.ones((16, 1, 1)), "gain", "gain")
-    assert Certificate.of(Sequential([linear, Affine(gain)])).l2_factor == 1
-    assert Certificate.of(Affine(gain)).l2_factor is None
+    for model in (Sequential([linear, Affine(gain)]), Sequential([Affine(gain), linear]), Affine(gain)):
+        assert Certificate.of(model, space=Vector((16,))).l2_factor == pytest.approx(1, abs=1e-12)
+    wide = Linear(Weight(jnp.ones((4, 16)), "w"))
+    assert Certificate.of(wide).l2_factor == pytest.approx(0.5, abs=1e-12)
 
 
 def test_statements_name_their_domain(getkey):
     linear = Linear(Weight(jnp.eye(16), "w"))
     assert "pixels in [0, 1]" in Certificate.of(linear).statement
-    assert "of RMS norm at most 0.1" in Certificate.of(linear, radius=0.1).statement
+    assert "of RMS norm at most 0.1:" in Certificate.of(linear, radius=0.1).statement
+    assert "of RMS norm at most 0.123456:" in Certificate.of(linear, radius=0.1234567).statement  # Never rounded up.
     per_token = Sequential([ConvexResidual(PerToken(linear), 0.5)])
     assert "no larger in RMS norm than 2:" in Certificate.of(per_token, radius=2.0).statement
     assert Certificate.of(per_token).l2_factor is None
     assert Certificate.of(per_token).published is None
+
+
+def test_a_loaded_model_predicts_images_in_every_layout(digits_run):
+    loaded = lipzoo.load(digits_run)
+    test = loaded.recipe.data.load(0).test
+    logits = loaded.predict(test.input)
+    expected = np.asarray(jax.vmap(loaded.model)(test.input.astype(np.float32) / 16))
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    for images in (test.input.reshape(-1, 1, 8, 8), test.input.reshape(-1, 8, 8, 1), test.input / 16.0):
+        np.testing.assert_allclose(loaded.predict(images), logits, atol=1e-5)
+    np.testing.assert_allclose(loaded.predict(test.input[0]), logits[:1], atol=1e-5)
+    with pytest.raises(ValueError, match="floats from 0 to 1"):
+        loaded.predict(test.input.astype(np.float32))

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipzoo.bound import Bound
 from lipzoo.certificate import Certificate
 from lipzoo.models import GPT, MLP, GPTConfig
-from lipzoo.published import published_bound
-from lipzoo.weight import exact_norm, map_weights
+from lipzoo.weight import map_weights
 from tests.conftest import svd_norm
 
 
@@ -63,8 +61,7 @@ def test_the_formula_for_lipsformer():
 
 
 def test_networks_without_a_published_formula():
-    start = Bound(1.0, 0.0)
     for options in ({"norm": "rms"}, {"residual": "plain"}, {"activation": "maxmin"}, {"qk_norm": True}):
-        assert published_bound(make(**options), start, exact_norm, None) is None
-    mlp = MLP(4, 4, 2, zero_init=False, key=jax.random.key(0))
-    assert published_bound(mlp, start, exact_norm, None) == mlp.bound(start, exact_norm)
+        assert Certificate.of(make(**options)).published is None
+    certificate = Certificate.of(MLP(4, 4, 2, zero_init=False, key=jax.random.key(0)))
+    assert certificate.published == certificate.certified

@@ -1,17 +1,22 @@
 """Data sources: one a file."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from lipzoo.data import cifar10, digits
 from lipzoo.data.batches import Split as Split
 from lipzoo.data.batches import iterate as iterate
-from lipzoo.data.cifar10 import load_cifar10
-from lipzoo.data.digits import load_digits
 from lipzoo.data.images import Augment as Augment
+from lipzoo.data.images import Form as Form
 from lipzoo.data.images import Images as Images
 from lipzoo.data.images import ShuffledBatches as ShuffledBatches
-from lipzoo.data.images import randomize_labels
+from lipzoo.data.images import as_pixels, randomize_labels
 from lipzoo.data.text import Text as Text
 from lipzoo.data.text import TextConfig as TextConfig
 from lipzoo.data.tokenizer import Tokenizer as Tokenizer
@@ -19,9 +24,9 @@ from lipzoo.data.tokens import Tokens as Tokens
 from lipzoo.data.tokens import TokensConfig as TokensConfig
 
 Source = Literal["digits", "cifar10"]
-SOURCES: dict[Source, Callable[[], Images]] = {"digits": load_digits, "cifar10": load_cifar10}
-SHAPES: dict[Source, tuple[int, int]] = {"digits": (64, 10), "cifar10": (3072, 10)}
-"""(pixels, classes) of each source, so that a model can be built without its data."""
+SOURCES: Mapping[Source, Callable[[], Images]] = {"digits": digits.load_digits, "cifar10": cifar10.load_cifar10}
+FORMS: Mapping[Source, Form] = {"digits": digits.FORM, "cifar10": cifar10.FORM}
+"""What is known of each source without its data, so that a model can be built and run without them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +66,12 @@ class DataConfig:
     @property
     def sizes(self) -> tuple[int, int]:
         """Pixels, classes."""
-        return SHAPES[self.data]
+        form = FORMS[self.data]
+        return math.prod(form.shape), form.classes
+
+    def as_pixels(self, images: ArrayLike) -> Float[np.ndarray, "n pixels"]:
+        """Images of this source as models see them (see `lipzoo.data.images.as_pixels`)."""
+        return as_pixels(images, FORMS[self.data])
 
     def tokenizer(self) -> None:
         """Images have no tokens."""

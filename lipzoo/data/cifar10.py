@@ -1,5 +1,6 @@
 """CIFAR-10 (Krizhevsky 2009) in its binary version: 60,000 colour images of 32×32 pixels in ten classes."""
 
+import math
 import tarfile
 import tempfile
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 
 from lipzoo.data.batches import Split
 from lipzoo.data.download import cache_dir, download
-from lipzoo.data.images import Images
+from lipzoo.data.images import Form, Images
 from lipzoo.errors import UserError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -16,7 +17,8 @@ SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 FOLDER = "cifar-10-batches-bin"
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILES = ("test_batch.bin",)
-PIXELS = 3 * 32 * 32
+FORM = Form((3, 32, 32), white=255, classes=10)
+PIXELS = math.prod(FORM.shape)
 FILE_BYTES = 10_000 * (1 + PIXELS)
 
 
@@ -25,7 +27,7 @@ def load_cifar10() -> Images:
     folder = cache_dir() / FOLDER
     if not folder.is_dir():
         fetch(folder)
-    return Images(_read(folder, TRAIN_FILES), _read(folder, TEST_FILES), white=255, classes=10, shape=(3, 32, 32))
+    return Images(_read(folder, TRAIN_FILES), _read(folder, TEST_FILES), **FORM._asdict())
 
 
 def fetch(folder: Path) -> None:

@@ -3,8 +3,9 @@
 import numpy as np
 
 from lipzoo.data.batches import Split
-from lipzoo.data.images import Images
+from lipzoo.data.images import Form, Images
 
+FORM = Form((1, 8, 8), white=16, classes=10)
 TEST_IMAGES = 360
 
 
@@ -15,6 +16,4 @@ def load_digits() -> Images:
     data, target = load(return_X_y=True)
     image, label = np.asarray(data).astype(np.uint8), np.asarray(target).astype(np.int32)
     train, test = slice(None, -TEST_IMAGES), slice(-TEST_IMAGES, None)
-    return Images(
-        Split(image[train], label[train]), Split(image[test], label[test]), white=16, classes=10, shape=(1, 8, 8)
-    )
+    return Images(Split(image[train], label[train]), Split(image[test], label[test]), **FORM._asdict())

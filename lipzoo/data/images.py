@@ -2,12 +2,22 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
+from numpy.typing import ArrayLike
 
 from lipzoo.data.batches import ALL, Batch, Shuffle, Split, iterate
+
+
+class Form(NamedTuple):
+    """What is known of a source of images without its data: (channels, height, width), largest pixel value, classes."""
+
+    shape: tuple[int, int, int]
+    white: int
+    classes: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +72,42 @@ class Augment:
             half = (random.rand(len(chosen)) < 0.5)[rows]
             image[half] = image[half, ..., ::-1]
         return image.reshape(len(image), math.prod(self.shape))
+
+
+def as_pixels(images: ArrayLike, form: Form) -> Float[np.ndarray, "n pixels"]:
+    """Images of a form as models see them: flat, channels first, in [0, 1].
+
+    Whole numbers are pixel values from 0 to white; floats lie in [0, 1]. One image or many, flat, channels first,
+    channels last, or without an axis for a single channel.
+
+    **Raises:** ValueError if they have another shape, or values out of that range.
+    """
+    images = np.asarray(images)
+    shape, white, _ = form
+    channels, height, width = shape
+    flat = math.prod(shape)
+    layouts = [(flat,), shape, (height, width, channels), *([(height, width)] if channels == 1 else [])]
+    layout = next((x for x in layouts if images.shape[-len(x) :] == x and images.ndim <= len(x) + 1), None)
+    if layout is None:
+        known = " or ".join(str(x) for x in dict.fromkeys(layouts))
+        raise ValueError(f"images must have the shape {known}, or many of them, but have {images.shape}")
+    many = images.reshape(-1, *layout)
+    if layout == layouts[2] != shape:
+        many = many.transpose(0, 3, 1, 2)
+    return _to_unit(many.reshape(-1, flat), white)
+
+
+def _to_unit(images: Shaped[np.ndarray, "n pixels"], white: int) -> Float[np.ndarray, "n pixels"]:
+    whole = np.issubdtype(images.dtype, np.integer)
+    if not (whole or np.issubdtype(images.dtype, np.floating)):
+        raise ValueError(f"images must hold whole numbers or floats, not {images.dtype}")
+    most = white if whole else 1
+    low, high = (images.min(), images.max()) if images.size else (0, 0)
+    if not (low >= 0 and high <= most):  # In this form NaN is refused as well.
+        kind = f"whole numbers from 0 to {white}" if whole else "floats from 0 to 1"
+        hint = "" if whole else f" (or whole numbers from 0 to {white})"
+        raise ValueError(f"pixels must be {kind}{hint}, but lie between {low:g} and {high:g}")
+    return images.astype(np.float32) / np.float32(most)
 
 
 def randomize_labels(split: Split, fraction: float, classes: int, seed: int) -> Split:

@@ -2,7 +2,9 @@
 
 from lipzoo.models.attention import Attention as Attention
 from lipzoo.models.gpt import GPT as GPT
+from lipzoo.models.gpt import Embedding as Embedding
 from lipzoo.models.gpt import GPTConfig as GPTConfig
+from lipzoo.models.gpt import Stack as Stack
 from lipzoo.models.layers import GELU as GELU
 from lipzoo.models.layers import AbstractModule as AbstractModule
 from lipzoo.models.layers import Affine as Affine

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from lipzoo.bound import Bound, Scalar, namespace, round_up
-from lipzoo.models.layers import AbstractModule, Cache, Mask, Position, RMSNorm
+from lipzoo.bound import Bound, Scalar, log_root_mean_square, log_sum, log_times, log_up, namespace
+from lipzoo.models.layers import AbstractModule, Cache, Mask, Position, RMSNorm, check_axes
+from lipzoo.space import Space, Tokens
 from lipzoo.weight import Measure, Weight
 
 ROTARY_BASE = 10_000.0
@@ -79,7 +79,7 @@ def _recent(distance: Int[Array, "queries keys"], window: int) -> Bool[Array, "1
 
 
 class _Side(NamedTuple):
-    """Bounds of q, k or v: how much they change per change of the input, and how large they are."""
+    """Bounds of q, k or v, as logarithms: how much they change per change of the input, and how large they are."""
 
     gain: Scalar
     radius: Scalar
@@ -117,17 +117,22 @@ class Attention(AbstractModule):
 
     def __check_init__(self) -> None:
         width = self.out.array.shape[-1]
-        if width % (2 * self.heads):
+        if self.heads < 1 or width % (2 * self.heads):
             raise ValueError(f"{self.heads} heads need a width divisible by {2 * self.heads}, got {width}")
-        shapes = {(width, width), (self.heads, width // self.heads, width)}
-        if not {weight.array.shape for weight in (self.q, self.k, self.v)} <= shapes:
-            raise ValueError(f"q, k and v of {self.heads} heads must have one of the shapes {shapes}")
+        self._check_shapes()
         if not 0 <= self.softmax_scale < math.inf:
             raise ValueError(f"the softmax scale must be at least 0 and finite, got {self.softmax_scale}")
 
+    def _check_shapes(self) -> None:
+        width = self.out.array.shape[-1]
+        check_axes(self.out, "the output matrix of an attention")
+        shapes = {(width, width), (self.heads, width // self.heads, width)}
+        if not {weight.array.shape for weight in (self.q, self.k, self.v)} <= shapes:
+            raise ValueError(f"q, k and v of {self.heads} heads must have one of the shapes {shapes}")
+
     @property
-    def tokens(self) -> bool:
-        return True
+    def takes(self) -> Space:
+        return Tokens(self.out.array.shape[-1])
 
     def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time d"]:
         return self.masked(x, Mask())
@@ -183,25 +188,26 @@ class Attention(AbstractModule):
 
         W_O takes zᵢ per head to at most ‖W_O‖√mean zᵢ², and to at most Σ‖W_O,i‖zᵢ with its column blocks.
         """
-        r, eps = incoming.radius, self.qk_epsilon
+        self._check_shapes()
+        r, eps = incoming.tokens("attention", self.out.array.shape[-1]).log_radius, self.qk_epsilon
         q, k, joined = (_side(measure(w), r, eps) for w in (self._split(self.q), self._split(self.k), self._joined()))
         v = _side(measure(self._split(self.v)), r, self.v_epsilon)
-        xp, s = namespace(r, v.gain), self.softmax_scale
-        with np.errstate(over="ignore", invalid="ignore"):
-            by_head = self._through(v.gain + s * (q.gain * k.radius + q.radius * k.gain) * v.radius, measure)
-            change = joined.gain * xp.max(k.radius * v.radius) + joined.radius * xp.max(k.gain * v.radius)
-            together = measure(self.out) * (_root_mean_square(v.gain) + s * change)
-            gain = xp.minimum(by_head, together)
-            gain = round_up(xp.where(xp.isnan(gain), math.inf, gain)[()], operations=4 * self.heads + 64)
-        radius = round_up(self._through(v.radius, measure))
-        return Bound(radius, incoming.scale(gain).log_lipschitz).scale(abs(self.output_scale))
+        s, most = log_up(self.softmax_scale, r), namespace(v.gain).max
+        scores = log_sum([log_times(q.gain, k.radius), log_times(q.radius, k.gain)])
+        by_head = self._through(log_sum([v.gain, log_times(s, scores, v.radius)]), measure)
+        keys, change = most(log_times(k.radius, v.radius)), most(log_times(k.gain, v.radius))
+        change = log_sum([log_times(joined.gain, keys), log_times(joined.radius, change)])
+        together = log_sum([log_root_mean_square(v.gain), log_times(s, change)])
+        together = log_times(log_up(measure(self.out), r), together)
+        c = log_up(abs(self.output_scale), r)
+        gain = log_times(c, namespace(by_head).minimum(by_head, together))
+        radius = log_times(c, self._through(v.radius, measure))
+        return dataclasses.replace(incoming, log_radius=radius).grow(log_up(1.0, r), gain)
 
     def _through(self, z: Scalar, measure: Measure) -> Scalar:
-        """A bound of what W_O makes of at most zᵢ from head i."""
-        xp = namespace(z)
-        whole = _times(measure(self.out), _root_mean_square(z))
-        blocks = xp.sum(_times(measure(self._columns()), z))
-        return round_up(xp.minimum(whole, blocks), operations=4 * self.heads + 16)
+        """The logarithm of a bound of what W_O makes of at most exp(zᵢ) from head i."""
+        whole = log_times(log_up(measure(self.out), z), log_root_mean_square(z))
+        return namespace(z).minimum(whole, log_sum(log_times(log_up(measure(self._columns()), z), z)))
 
     def _joined(self) -> Weight:
         """The heads of q as one (d, d) matrix: if each has at most σ, so has it, whose norm² is at most their mean."""
@@ -225,26 +231,11 @@ class Attention(AbstractModule):
         return dataclasses.replace(self.out, array=array, cap=self.out.cap / math.sqrt(self.heads))
 
 
-def _side(norm: Scalar, radius: Scalar, epsilon: float | None) -> _Side:
+def _side(norm: Scalar, log_radius: Scalar, epsilon: float | None) -> _Side:
     """From the norm of a head's matrix, and from ε if its result is divided by √(mean square + ε)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        xp = namespace(norm, radius)
-        gain = norm if epsilon is None else norm / math.sqrt(epsilon)
-        size = _times(gain, radius)
-        return _Side(gain, size if epsilon is None else xp.minimum(size, 1.0))
-
-
-def _times(norm: Scalar, size: Scalar) -> Scalar:
-    """The product, where a zero matrix makes nothing even of what has no bound."""
-    xp = namespace(norm, size)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return xp.where(norm == 0, 0.0, norm * size)
-
-
-def _root_mean_square(values: Scalar) -> Scalar:
-    """√mean vᵢ² of nonnegative values, relative to the largest so that no square overflows or vanishes."""
-    xp = namespace(values)
-    largest = xp.max(values)
-    unit = xp.where((largest > 0) & xp.isfinite(largest), largest, 1.0)
-    mean = xp.mean((values / unit) ** 2)
-    return unit * xp.sqrt(mean + 1e-30 if xp is jnp else mean)  # √ has no slope at zero.
+    gain = log_up(norm, log_radius)
+    if epsilon is None:
+        return _Side(gain, log_times(gain, log_radius))
+    gain = log_times(gain, log_up(1 / math.sqrt(epsilon), log_radius))
+    size = log_times(gain, log_radius)
+    return _Side(gain, namespace(size).minimum(size, 0.0))

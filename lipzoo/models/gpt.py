@@ -7,10 +7,11 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from lipzoo.bound import Bound, namespace
+from lipzoo.bound import Bound, Domain, namespace
 from lipzoo.models.attention import Attention
 from lipzoo.models.init import BELOW_CAP, Init, fresh
 from lipzoo.models.layers import (
@@ -19,6 +20,7 @@ from lipzoo.models.layers import (
     NORM_EPSILON,
     AbstractModule,
     AbstractResidual,
+    AbstractStack,
     Cache,
     ConvexResidual,
     GroupSort,
@@ -33,10 +35,13 @@ from lipzoo.models.layers import (
     Sequential,
     SquaredReLU,
     Tanh,
+    check_axes,
+    check_module,
     layer_norm,
 )
 from lipzoo.models.lipsformer import lipsformer_block
-from lipzoo.weight import Measure, Weight, check_names, map_weights
+from lipzoo.space import Space, SpaceError, Symbols, Tokens
+from lipzoo.weight import Measure, Weight, check_names, map_weights, weights
 
 Granularity = Literal["head", "matrix"]
 Remat = Literal["none", "products", "blocks"]
@@ -52,16 +57,31 @@ class Embedding(AbstractModule):
 
     table: Weight
 
+    @property
+    def takes(self) -> Space:
+        return Symbols(self.table.array.shape[0])
+
     def __call__(self, x: Int[Array, " time"]) -> Float[Array, "time d"]:
+        if x.ndim != 1 or not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ValueError(
+                f"an embedding takes one sequence of whole numbers, but was given shape {x.shape} of {x.dtype}: "
+                "for a batch, jax.vmap the model"
+            )
         return self.table.array[x, :, 0]
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        """(max row norm, L): the certified function begins at the embedded tokens."""
+        """(max row norm, 1): the certified function begins at the embedded tokens, which are its domain."""
+        check_axes(self.table, "an embedding", 3)
+        count, size, _ = self.table.array.shape
+        if incoming.space != Symbols(count):
+            raise SpaceError(f"{self.table.name} takes {Symbols(count)}, but was given {incoming.space}")
         rows = measure(self.table)
-        return Bound(namespace(rows).max(rows), incoming.log_lipschitz)
+        radius, tokens = namespace(rows).max(rows), Tokens(size)
+        start = Bound.start(tokens, radius)
+        return dataclasses.replace(start, domain=Domain(tokens, radius, embedded=True))
 
 
-class Stack(AbstractModule):
+class Stack(AbstractStack):
     """Equal blocks one after the other, held as one block whose arrays have a leading axis, and run by a scan.
 
     `remat` says what the backward pass computes anew: `none`; all but the `products` with weights (scores,
@@ -69,12 +89,24 @@ class Stack(AbstractModule):
     """
 
     blocks: AbstractModule
-    depth: int = eqx.field(static=True)
     remat: Remat = eqx.field(static=True, default="products")
 
+    def __check_init__(self) -> None:
+        check_module(self.blocks, "Stack")
+        if self.remat not in SAVED:
+            raise ValueError(f"remat must be one of {', '.join(SAVED)}, got {self.remat!r}")
+        depths = {np.shape(weight.array)[:1] for weight in weights(self.blocks)}
+        if len(depths) != 1 or not all(depths):
+            raise ValueError(f"the arrays of a stack must have one leading axis, of its blocks, but have {depths}")
+
     @property
-    def tokens(self) -> bool:
-        return self.blocks.tokens
+    def depth(self) -> int:
+        """How many blocks there are: as many as the arrays hold, so none runs that is not counted."""
+        return weights(self.blocks)[0].array.shape[0]
+
+    @property
+    def takes(self) -> Space | None:
+        return self.block(0).takes
 
     def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time d"]:
         return self.masked(x, Mask())
@@ -95,7 +127,10 @@ class Stack(AbstractModule):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         for index in range(self.depth):
-            incoming = self.block(index).bound(incoming, measure)
+            outgoing = self.block(index).bound(incoming, measure)
+            if outgoing.space != incoming.space:
+                raise SpaceError(f"a block of a stack was given {incoming.space} and gives {outgoing.space}")
+            incoming = outgoing
         return incoming
 
     def block(self, index: int) -> AbstractModule:
@@ -260,6 +295,10 @@ class GPT(AbstractModule):
     config: GPTConfig = eqx.field(static=True)
 
     def __init__(self, vocabulary: int, config: GPTConfig, *, cap: float = math.inf, key: PRNGKeyArray):
+        if refusal := config.refusal():
+            raise ValueError(f"there is no such GPT: {refusal}")
+        if vocabulary < 1:
+            raise ValueError(f"a GPT needs a vocabulary of at least 1, but was given {vocabulary}")
         self.config = config
         total = (2 + config.blocks_mass) * config.final_scale
         share = config.blocks_mass / (6 * config.depth) / total
@@ -268,7 +307,7 @@ class GPT(AbstractModule):
         rows = rows / jnp.sqrt(jnp.mean(rows**2, axis=1, keepdims=True)) * BELOW_CAP
         self.embedding = Embedding(Weight(rows, "embedding", "embedding", cap, 1 / total))
         blocks = eqx.filter_vmap(lambda key: _block(config, cap, share, key))(keys[2:])
-        self.stack = Stack(blocks, config.depth, config.remat)
+        self.stack = Stack(blocks, config.remat)
         self.norm = _norm(config)
         init: Init = "zero" if config.zero_init else "orthogonal"
         shape = (vocabulary, config.width)
@@ -278,8 +317,8 @@ class GPT(AbstractModule):
         check_names(self)
 
     @property
-    def tokens(self) -> bool:
-        return True
+    def takes(self) -> Space:
+        return self.embedding.takes
 
     def __call__(self, x: Int[Array, " time"]) -> Float[Array, "time vocabulary"]:
         return self.masked(x, Mask())
@@ -294,7 +333,7 @@ class GPT(AbstractModule):
 
     def logits(self, x: Float[Array, "time d"]) -> Float[Array, "time vocabulary"]:
         """What the head makes of the last block's output."""
-        return self.scale(jax.vmap(self.head)(self.norm(x)))
+        return self.ends(x)
 
     def extend(
         self, x: Int[Array, " time"], cache: Cache, first: Position
@@ -304,12 +343,14 @@ class GPT(AbstractModule):
         return self.logits(hidden), cache
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        for module in (self.embedding, self.stack, self.norm, self.head, self.scale):
+        for module in (self.embedding, self.stack, self.ends):
             incoming = module.bound(incoming, measure)
         return incoming
 
-    def matrices(self) -> list[Weight]:
-        return [self.embedding.table, *self.stack.matrices(), self.head.weight]
+    @property
+    def ends(self) -> Sequential:
+        """What comes after the last block: `logits` as a module."""
+        return Sequential([self.norm, PerToken(self.head), self.scale])
 
 
 def _norm(config: GPTConfig) -> AbstractModule:

@@ -2,7 +2,7 @@
 
 A module has `__call__` on one unbatched example (callers vmap) and `bound`, which maps what is known of its input to
 what is known of its output. Both stand side by side, so that a certificate cannot describe another network than the one
-that runs.
+that runs; and both refuse what the module does not take, so that no bound speaks of another space than it holds in.
 """
 
 import abc
@@ -14,11 +14,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from lipzoo import norms
-from lipzoo.bound import Bound, Scalar, format_power, namespace, weighted_sum
+from lipzoo.bound import Bound, Scalar, format_power, log_times, log_up, namespace, weighted_sum
 from lipzoo.constraints.base import Constraint, Step
+from lipzoo.space import Space, SpaceError, Tokens, Vector, example_shape
 from lipzoo.weight import Measure, Weight, cap_norm, is_weight, map_weights, weights
 
 Module = TypeVar("Module", bound="AbstractModule")
@@ -54,24 +55,26 @@ class AbstractModule(eqx.Module):
     """A map of vectors (or of sequences of vectors) that knows its own sensitivity."""
 
     @property
-    def tokens(self) -> bool:
-        """Whether inputs are sequences of tokens, measured by their largest one."""
-        return False
+    def takes(self) -> Space | None:
+        """The space of inputs, where the module itself knows it."""
+        return None
 
     @abc.abstractmethod
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, "..."]:
         """The output for one example."""
 
     @abc.abstractmethod
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """The output's bound, from the input's, with the norms of weights given by `measure`.
 
-        `incoming` bounds the input: no larger in RMS norm than `radius`, and `exp(log_lipschitz)`-Lipschitz in whatever
+        `incoming` bounds the input: no larger in norm than `radius`, and `exp(log_lipschitz)`-Lipschitz in whatever
         the statement is about. `measure` is `cap_norm` (a priori), `exact_norm` (certified) or `gram_norm` (inside
         jit).
+
+        **Raises:** SpaceError if the input is not in a space that the module takes.
         """
 
-    def extend(self, x: Float[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
+    def extend(self, x: Shaped[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
         """The output for further tokens of a sequence, the first of them at position `first`.
 
         `cache` holds keys and values of the tokens before, and of these when it comes back. A block has one attention;
@@ -79,7 +82,7 @@ class AbstractModule(eqx.Module):
         """
         return self(x), cache
 
-    def masked(self, x: Float[Array, "..."], mask: Mask) -> Float[Array, "..."]:
+    def masked(self, x: Shaped[Array, "..."], mask: Mask) -> Float[Array, "..."]:
         """The output for a sequence in which attention is masked; nothing else looks at other tokens."""
         return self(x)
 
@@ -93,20 +96,76 @@ class AbstractModule(eqx.Module):
     def matrices(self) -> list[Weight]:
         """The weights as rows of a certificate: one for each place in the network."""
 
-        def has_rows(node: Any) -> bool:  # A weight, or a module inside that finds its own, as a stack does.
-            overrides = isinstance(node, AbstractModule) and type(node).matrices is not AbstractModule.matrices
-            return is_weight(node) or (overrides and node is not self)
+        def is_part(node: Any) -> bool:  # A weight, or a module inside that holds many places in one array, as a stack.
+            return is_weight(node) or (isinstance(node, AbstractStack) and node is not self)
 
-        nodes = [node for node in jax.tree.leaves(self, is_leaf=has_rows) if has_rows(node)]
+        nodes = [node for node in jax.tree.leaves(self, is_leaf=is_part) if is_part(node)]
         return [weight for node in nodes for weight in ([node] if is_weight(node) else node.matrices())]
 
     def __repr__(self) -> str:
         rows = [_describe(weight) for weight in weights(self)]
-        # Caps and shapes are all that it takes: real arrays would be cut into blocks, abstract ones cannot be.
-        hollow = map_weights(lambda w: w.with_array(np.broadcast_to(np.float32(0), w.array.shape)), self)
-        bound = hollow.bound(Bound(1.0, 0.0), cap_norm)
-        last = f"  a-priori Lipschitz bound (RMS → RMS): {format_power(bound.log10_lipschitz)}"
-        return "\n".join([type(self).__name__, *rows, last])
+        return "\n".join([type(self).__name__, *rows, f"  {_a_priori(self)}"])
+
+
+class AbstractStack(AbstractModule):
+    """Many blocks in one."""
+
+    @abc.abstractmethod
+    def matrices(self) -> list[Weight]:
+        """The weights of all blocks, each named after its place."""
+
+
+def _a_priori(module: AbstractModule) -> str:
+    """What the caps alone say, where the module knows what it takes and can be bounded."""
+    # Caps and shapes are all that it takes: real arrays would be cut into blocks, abstract ones cannot be.
+    hollow = map_weights(lambda w: w.with_array(np.broadcast_to(np.float32(0), w.array.shape)), module)
+    try:
+        space = module.takes
+        if space is None:
+            return "no bound without a space of inputs"
+        bound = hollow.bound(Bound.start(space), cap_norm)
+    except ValueError as error:  # A model that is put together wrongly can be looked at, too.
+        return f"no bound: {error}"
+    return f"a-priori Lipschitz bound (RMS → RMS): {format_power(bound.log10_lipschitz)}"
+
+
+def check_module(value: Any, who: str) -> None:
+    """Raises TypeError, saying what to write instead, unless the value is a module of this library."""
+    if isinstance(value, AbstractModule):
+        return
+    name = getattr(value, "__name__", type(value).__name__)
+    known = {"relu": "ReLU()", "gelu": "GELU()", "tanh": "Tanh()", "MLP": "MLP(…)", "Linear": "Linear(Weight(…))"}
+    remedy = known.get(name, "AbstractModule, subclassed with __call__ and bound")
+    raise TypeError(f"{who} takes modules that know their bound, not {name}: write lipzoo.models.{remedy}")
+
+
+def check_shape(x: Any, shape: tuple[int, ...], who: str) -> None:
+    """Raises ValueError unless one example has this shape."""
+    if x.shape != shape:
+        raise ValueError(
+            f"{who} takes one example of shape {shape}, but was given shape {x.shape}: for a batch, jax.vmap the model"
+        )
+
+
+def _matrix(weight: Any, who: str, axes: int = 2) -> Weight:
+    """The weight, if it holds an array of so many axes, none empty: (out, in), and maybe an axis of matrices."""
+    if not isinstance(weight, Weight):
+        shape = "(out, in)" if axes == 2 else "(size, 1, 1)"
+        wanted = f"{who}(Weight(array, 'name')) with an array of shape {shape}"
+        raise TypeError(f"{who} takes a Weight, but was given {weight!r:.60}: write {wanted}")
+    return weight
+
+
+def check_axes(weight: Weight, who: str, axes: int = 2) -> None:
+    """Raises ValueError for an array with more axes, as in an ensemble that was built by vmap, or with none inside."""
+    shape = weight.array.shape
+    if len(shape) != axes:
+        raise ValueError(
+            f"{weight.name} has the shape {shape}, but {who} has {axes} axes: of an ensemble take one member, "
+            "as in jax.tree.map(lambda x: x[0], models)"
+        )
+    if not math.prod(shape):
+        raise ValueError(f"{weight.name} has the shape {shape}: a matrix without entries has no norm")
 
 
 def _describe(weight: Weight) -> str:
@@ -132,13 +191,25 @@ class Linear(AbstractModule):
     weight: Weight
     bias: Weight | None = None
 
+    def __check_init__(self) -> None:
+        _matrix(self.weight, "Linear")
+
+    @property
+    def takes(self) -> Space:
+        return Vector(self.weight.array.shape[-1:])
+
     def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
+        check_shape(x, self.weight.array.shape[-1:], self.weight.name)
         y = x @ self.weight.array.mT  # In this order a batch of x stays in rows.
         return y if self.bias is None else y + self.bias.array[:, 0]
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(‖W‖r + ‖b‖, ‖W‖L)."""
-        image = incoming.scale(measure(self.weight))
+        check_axes(self.weight, "a matrix")
+        out_size, in_size = self.weight.array.shape
+        image = (
+            incoming.vector(self.weight.name, in_size, flat=True).scale(measure(self.weight)).to(Vector((out_size,)))
+        )
         return image if self.bias is None else image.shift(measure(self.bias))
 
 
@@ -149,7 +220,7 @@ class Identity(AbstractModule):
         return x
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        return incoming
+        return incoming.sized("Identity")
 
 
 class Flatten(AbstractModule):
@@ -159,7 +230,9 @@ class Flatten(AbstractModule):
         return x.reshape(-1)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        return incoming
+        """The same. Tokens are measured one by one, so a sequence of them is not one vector of the same norm."""
+        size = incoming.vector("Flatten").space.size  # pyright: ignore[reportAttributeAccessIssue]
+        return incoming.to(Vector((size,)))
 
 
 class Scale(AbstractModule):
@@ -172,7 +245,7 @@ class Scale(AbstractModule):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(|s|r, |s|L)."""
-        return incoming.scale(abs(self.factor))
+        return incoming.sized("Scale").scale(abs(self.factor))
 
 
 class ReLU(AbstractModule):
@@ -182,7 +255,7 @@ class ReLU(AbstractModule):
         return jax.nn.relu(x)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        return incoming
+        return incoming.sized("ReLU")
 
 
 class GELU(AbstractModule):
@@ -200,8 +273,8 @@ class GELU(AbstractModule):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(r/c, gL/c). With c ≥ g the map is 1-Lipschitz, which is then said without rounding."""
         slope = GELU_SLOPE["exact" if self.exact else "tanh"] / self.divisor
-        image = incoming.scale(slope) if slope > 1 else incoming
-        return Bound(incoming.scale(1 / self.divisor).radius, image.log_lipschitz)
+        like = incoming.sized("GELU").log_radius
+        return incoming.grow(log_up(1 / self.divisor, like), log_up(max(slope, 1.0), like))
 
 
 class Tanh(AbstractModule):
@@ -217,13 +290,17 @@ class Tanh(AbstractModule):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(min(r, c), L)."""
-        return incoming.clip(self.limit)
+        return incoming.sized("Tanh").clip(self.limit)
 
 
 class SquaredReLU(AbstractModule):
     """max(x, 0)² on vectors of `size` entries (So et al. 2021, arXiv 2109.08668): steeper the larger its input."""
 
     size: int = eqx.field(static=True)
+
+    @property
+    def takes(self) -> Space:
+        return Vector((self.size,))
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
         if x.size != self.size:
@@ -234,8 +311,9 @@ class SquaredReLU(AbstractModule):
         """(√n·r², 2√n·rL): no entry is above √n·r, so none is multiplied by more than that, nor is any slope above
         twice that.
         """
-        largest = incoming.scale(math.sqrt(self.size)).radius
-        return Bound(incoming.scale(largest).radius, incoming.scale(2 * largest).log_lipschitz)
+        radius = incoming.vector("SquaredReLU", self.size).log_radius
+        largest = log_times(log_up(math.sqrt(self.size), radius), radius)
+        return incoming.grow(largest, log_times(log_up(2.0, radius), largest))
 
 
 class RMSNorm(AbstractModule):
@@ -253,7 +331,7 @@ class RMSNorm(AbstractModule):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(min(1, r/√ε), L/√ε): the derivative is (I - x̂x̂ᵀ/n)/√(mean x² + ε) with a norm of at most 1/√ε."""
-        return incoming.scale(1 / math.sqrt(self.epsilon)).clip(1.0)
+        return incoming.sized("RMSNorm").scale(1 / math.sqrt(self.epsilon)).clip(1.0)
 
 
 class Center(AbstractModule):
@@ -266,7 +344,7 @@ class Center(AbstractModule):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(|c|r, |c|L)."""
-        return incoming.scale(abs(self.factor))
+        return incoming.sized("Center").scale(abs(self.factor))
 
 
 def layer_norm(epsilon: float = NORM_EPSILON) -> "Sequential":
@@ -280,14 +358,27 @@ class Affine(AbstractModule):
     gain: Weight
     bias: Weight | None = None
 
+    def __check_init__(self) -> None:
+        _matrix(self.gain, "Affine", 3)
+
     def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
         y = x * _row(self.gain.array[:, 0, 0], x)
         return y if self.bias is None else y + _row(self.bias.array[:, 0], x)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(max|γ|·r + ‖β‖, max|γ|·L)."""
+        check_axes(self.gain, "a gain", 3)
+        _check_last(incoming, self.gain, "Affine")
         image = incoming.scale(_largest(measure(self.gain)))
         return image if self.bias is None else image.shift(measure(self.bias))
+
+
+def _check_last(incoming: Bound, gain: Weight, who: str) -> None:
+    """Raises SpaceError unless what comes in has one entry in its last axis for each of the gain's."""
+    space, size = incoming.sized(who).space, gain.array.shape[0]
+    entries = space.size if isinstance(space, Tokens) else example_shape(space)[-1]
+    if entries != size:
+        raise SpaceError(f"{gain.name} multiplies {size} entries, but was given {space}")
 
 
 def _check_positive(value: float, what: str) -> None:
@@ -321,6 +412,9 @@ class GroupSort(AbstractModule):
         return jnp.sort(x.reshape(-1, self.group), axis=-1).reshape(-1)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        size = incoming.vector("GroupSort", flat=True).space.size  # pyright: ignore[reportAttributeAccessIssue]
+        if size % self.group:
+            raise SpaceError(f"groups of {self.group} do not divide {incoming.space}")
         return incoming
 
 
@@ -330,16 +424,19 @@ class Sequential(AbstractModule):
     layers: tuple[AbstractModule, ...]
 
     def __init__(self, layers: Sequence[AbstractModule]):
+        for layer in layers:
+            check_module(layer, "Sequential")
         self.layers = tuple(layers)
 
     @property
-    def tokens(self) -> bool:
-        return any(layer.tokens for layer in self.layers)
+    def takes(self) -> Space | None:
+        """What the first layer takes that knows; those before it keep the number of entries."""
+        return next((space for layer in self.layers if (space := layer.takes) is not None), None)
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, "..."]:
         return self.masked(x, Mask())
 
-    def masked(self, x: Float[Array, "..."], mask: Mask) -> Float[Array, "..."]:
+    def masked(self, x: Shaped[Array, "..."], mask: Mask) -> Float[Array, "..."]:
         for layer in self.layers:
             x = layer.masked(x, mask)
         return x
@@ -349,7 +446,7 @@ class Sequential(AbstractModule):
             incoming = layer.bound(incoming, measure)
         return incoming
 
-    def extend(self, x: Float[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
+    def extend(self, x: Shaped[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
         for layer in self.layers:
             x, cache = layer.extend(x, cache, first)
         return x, cache
@@ -360,23 +457,30 @@ class AbstractResidual(AbstractModule):
 
     branch: eqx.AbstractVar[AbstractModule]
 
+    def __check_init__(self) -> None:
+        check_module(self.branch, type(self).__name__)
+
     @abc.abstractmethod
     def combine(self, x: Float[Array, "..."], image: Float[Array, "..."]) -> Float[Array, "..."]:
         """The output, from x and f(x)."""
 
     @property
-    def tokens(self) -> bool:
-        return self.branch.tokens
+    def takes(self) -> Space | None:
+        return self.branch.takes
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.masked(x, Mask())
 
     def masked(self, x: Float[Array, "..."], mask: Mask) -> Float[Array, "..."]:
-        return self.combine(x, self.branch.masked(x, mask))
+        return self._beside(x, self.branch.masked(x, mask))
 
     def extend(self, x: Float[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
         image, cache = self.branch.extend(x, cache, first)
-        return self.combine(x, image), cache
+        return self._beside(x, image), cache
+
+    def _beside(self, x: Float[Array, "..."], image: Float[Array, "..."]) -> Float[Array, "..."]:
+        check_shape(image, x.shape, "the identity beside a branch")  # NumPy would repeat the smaller one.
+        return self.combine(x, image)
 
 
 class ConvexResidual(AbstractResidual):
@@ -415,12 +519,17 @@ class PerToken(AbstractModule):
 
     module: AbstractModule
 
+    def __check_init__(self) -> None:
+        check_module(self.module, "PerToken")
+
     @property
-    def tokens(self) -> bool:
-        return True
+    def takes(self) -> Space | None:
+        return None if self.module.takes is None else Tokens(math.prod(example_shape(self.module.takes)))
 
     def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time out"]:
         return jax.vmap(self.module)(x)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        return self.module.bound(incoming, measure)
+        size = incoming.tokens("PerToken").space.size  # pyright: ignore[reportAttributeAccessIssue]
+        image = self.module.bound(incoming.to(Vector((size,))), measure)
+        return image.to(Tokens(image.vector("PerToken", flat=True).space.size))  # pyright: ignore

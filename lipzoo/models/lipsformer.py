@@ -26,15 +26,12 @@ class WeightedResidual(AbstractResidual):
     branch: AbstractModule
     strength: Weight
 
-    @property
-    def tokens(self) -> bool:
-        return True
-
     def combine(self, x: Float[Array, "time d"], image: Float[Array, "time d"]) -> Float[Array, "time d"]:
         return x + image * self.strength.array[None, :, 0, 0]
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(r + max|α|·r_f, L + max|α|·L_f)."""
+        incoming.tokens("WeightedResidual", self.strength.array.shape[0])
         strengths = measure(self.strength)
         branch = self.branch.bound(incoming, measure).scale(namespace(strengths).max(strengths))
         return weighted_sum((1.0, 1.0), (incoming, branch))

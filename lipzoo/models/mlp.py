@@ -24,6 +24,7 @@ from lipzoo.models.layers import (
     Sequential,
     Tanh,
 )
+from lipzoo.space import Space
 from lipzoo.weight import Measure, Weight, check_names
 
 Activation = Literal["relu", "gelu", "tanh", "maxmin", "groupsort", "identity"]
@@ -80,6 +81,9 @@ class MLP(AbstractModule):
         cap: float = math.inf,
         key: PRNGKeyArray,
     ):
+        if min(in_size, width, out_size, depth) < 1:
+            sizes = f"{in_size}, {width}, {out_size}, depth={depth}"
+            raise ValueError(f"an MLP needs sizes and a depth of at least 1, but was given {sizes}")
         sizes = [in_size, *[width] * (depth - 1), out_size]
         share = 1 / (depth * (2 if bias else 1)) / final_scale
         layers: list[AbstractModule] = [Flatten()]
@@ -102,6 +106,11 @@ class MLP(AbstractModule):
             layers.append(Scale(final_scale))
         self.body = Sequential(layers)
         check_names(self)
+
+    @property
+    def takes(self) -> Space | None:
+        """One vector, in whatever shape its entries stand: it is flattened first."""
+        return self.body.takes
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " out"]:
         return self.body(x)

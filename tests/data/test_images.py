@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from lipzoo.data import Augment, DataConfig, ShuffledBatches, Split, iterate, randomize_labels
+from lipzoo.data import Augment, DataConfig, Form, ShuffledBatches, Split, iterate, randomize_labels
 from lipzoo.data.digits import load_digits
+from lipzoo.data.images import as_pixels
 
 
 def numbered(count):
@@ -87,3 +88,39 @@ def test_digits_are_whole_and_only_training_labels_are_randomized():
     random = DataConfig(randomize_labels=1.0).load(seed=0)
     np.testing.assert_array_equal(random.test.label, images.test.label)
     assert (random.train.label != images.train.label).mean() > 0.8
+
+
+FORM = Form((3, 4, 6), white=255, classes=2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((3, 4, 6), None), ((72,), None), ((4, 6, 3), (0, 2, 3, 1))],
+    ids=["channels first", "flat", "channels last"],
+)
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("kind", ["whole", "float"])
+def test_images_in_every_layout_are_the_same_pixels(shape, axes, many, kind):
+    images = np.random.RandomState(0).randint(0, 256, (5 if many else 1, 3, 4, 6)).astype(np.uint8)
+    given = images if axes is None else images.transpose(axes)
+    given = given.reshape(-1, *shape) if many else given.reshape(shape)
+    pixels = as_pixels(given if kind == "whole" else given.astype(np.float64) / 255, FORM)
+    np.testing.assert_allclose(pixels, images.reshape(len(images), -1) / 255, atol=1e-7)
+    assert pixels.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        (np.full((2, 72), 255.0), "floats from 0 to 1"),
+        (np.full((2, 72), np.nan), "floats from 0 to 1"),
+        (np.full((2, 72), 256), "whole numbers from 0 to 255, but lie between 256 and 256"),
+        (np.full((2, 72), -1), "whole numbers from 0 to 255"),
+        (np.zeros((2, 6, 4, 3)), "images must have the shape"),
+        (np.zeros((2, 2, 72)), "images must have the shape"),
+        (np.zeros((2, 72), bool), "must hold whole numbers or floats, not bool"),
+    ],
+)
+def test_what_is_no_image_is_refused(images, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        as_pixels(images, FORM)

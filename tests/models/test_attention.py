@@ -12,6 +12,7 @@ from lipzoo.constraints import SvdCap
 from lipzoo.models import Attention
 from lipzoo.models.attention import rotate
 from lipzoo.models.layers import Mask
+from lipzoo.space import Tokens
 from lipzoo.weight import Weight, cap_norm, exact_norm, gram_norm, set_caps, weights
 
 
@@ -58,7 +59,7 @@ def test_the_64_head_counterexample_to_whole_matrix_norms():
     output = float(token_norms(without_rotation(jnp.asarray(x, jnp.float32)))[64])
     assert output > 1 / 3
     for measure in (exact_norm, cap_norm):
-        bound = module.bound(Bound(1.0, 0.0), measure)
+        bound = module.bound(Bound.start(module.takes, 1.0), measure)
         assert measured <= bound.lipschitz
         assert output <= bound.radius
     assert gain(module, jnp.asarray(x, jnp.float32), jnp.asarray(v, jnp.float32)) <= bound.lipschitz
@@ -111,8 +112,8 @@ def test_no_ascent_on_inputs_directions_and_weights_exceeds_the_bound(
         module = module.project(SvdCap())
     found = float(objective(module, x, v).max())
     largest = float(size(module, x).max())
-    exact = module.bound(Bound(radius, 0.0), exact_norm)
-    caps = module.bound(Bound(radius, 0.0), cap_norm)
+    exact = module.bound(Bound.start(module.takes, radius), exact_norm)
+    caps = module.bound(Bound.start(module.takes, radius), cap_norm)
     assert found <= float(exact.lipschitz) * (1 + 1e-5)
     assert largest <= float(exact.radius) * (1 + 1e-5)
     assert exact.log_lipschitz <= caps.log_lipschitz
@@ -122,7 +123,7 @@ def test_no_ascent_on_inputs_directions_and_weights_exceeds_the_bound(
 def test_unit_norm_attention_per_head_is_one_lipschitz():
     """σ_O(σ + 2sσ³r²)/3 at σ = s = r = 1."""
     module = set_caps(attention(jax.random.key(0)), dict.fromkeys(("q", "k", "v", "out"), 1.0))
-    bound = module.bound(Bound(1.0, 0.0), cap_norm)
+    bound = module.bound(Bound.start(module.takes, 1.0), cap_norm)
     assert float(bound.lipschitz) == pytest.approx(1.0, abs=1e-12)
     assert float(bound.radius) == pytest.approx(1 / 3, abs=1e-12)
     assert bound.lipschitz >= 1
@@ -131,15 +132,15 @@ def test_unit_norm_attention_per_head_is_one_lipschitz():
 @pytest.mark.parametrize("granularity", ["head", "matrix"])
 def test_the_bound_inside_jit_is_the_certified_one_up_to_gram_iteration(granularity):
     module = attention(jax.random.key(3), granularity=granularity)
-    exact = module.bound(Bound(1.0, 0.0), exact_norm)
-    start = Bound(jnp.ones(()), jnp.zeros(()))
+    exact = module.bound(Bound.start(module.takes, 1.0), exact_norm)
+    start = Bound.start(module.takes, jnp.ones(()))
     value, slope = jax.jit(jax.value_and_grad(lambda m: m.bound(start, gram_norm).log_lipschitz))(module)
     assert exact.log_lipschitz <= float(value) <= exact.log_lipschitz + 0.05
     assert all(bool(jnp.isfinite(weight.array).all()) for weight in weights(slope))
 
 
 def test_free_weights_have_an_infinite_a_priori_bound():
-    bound = attention(jax.random.key(0)).bound(Bound(1.0, 0.0), cap_norm)
+    bound = attention(jax.random.key(0)).bound(Bound.start(Tokens(32)), cap_norm)
     assert bound.lipschitz == bound.radius == np.inf
 
 
@@ -187,7 +188,7 @@ def test_both_granularities_compute_the_same_function():
     matrix = Attention(*whole, per_head.out, 4)
     x = jax.random.normal(jax.random.key(1), (7, 32))
     np.testing.assert_allclose(per_head(x), matrix(x), atol=1e-6)
-    ours, theirs = (m.bound(Bound(1.0, 0.0), exact_norm).log_lipschitz for m in (per_head, matrix))
+    ours, theirs = (m.bound(Bound.start(m.takes, 1.0), exact_norm).log_lipschitz for m in (per_head, matrix))
     assert ours == pytest.approx(theirs, abs=1e-12)
 
 
@@ -204,11 +205,11 @@ def test_impossible_attention_is_refused():
 def test_bounds_of_tiny_and_huge_norms_neither_vanish_nor_break():
     for size in (1e-160, 1e150):
         weight = Weight(jnp.eye(4), "w", cap=size)
-        bound = Attention(weight, weight, weight, weight, 2).bound(Bound(1.0, 0.0), cap_norm)
+        bound = Attention(weight, weight, weight, weight, 2).bound(Bound.start(Tokens(4)), cap_norm)
         assert bound.lipschitz > 0
         assert not np.isnan(bound.lipschitz)
     zero = Weight(jnp.zeros((4, 4)), "w")
     module = Attention(zero, zero, zero, zero, 2)
-    assert module.bound(Bound(np.inf, 0.0), exact_norm).radius == 0
-    gradient = jax.grad(lambda m: m.bound(Bound(jnp.ones(()), jnp.zeros(())), gram_norm).radius)(module)
+    assert module.bound(Bound.start(module.takes, np.inf), exact_norm).radius == 0
+    gradient = jax.grad(lambda m: m.bound(Bound.start(m.takes, jnp.ones(())), gram_norm).radius)(module)
     assert all(bool(jnp.isfinite(w.array).all()) for w in weights(gradient))

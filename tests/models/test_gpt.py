@@ -21,6 +21,7 @@ from lipzoo.models import GELU, GPT, Linear, Sequential
 from lipzoo.models.gpt import GPTConfig, Stack
 from lipzoo.models.layers import PerToken, project
 from lipzoo.optim import OptimizerConfig
+from lipzoo.space import Tokens, Vector
 from lipzoo.weight import Weight, cap_norm, exact_norm, map_weights, set_caps, weights
 
 PUBLISHED = np.load(Path(__file__).parents[1] / "fixtures" / "gpt_parity.npz")
@@ -127,7 +128,7 @@ def test_the_scan_is_the_loop(granularity):
 def test_blocks_of_any_names_are_certified_one_by_one():
     """Norms are looked up by name, so a small first block must not stand for a large second one."""
     arrays = jnp.stack([0.1 * jnp.eye(4), 10 * jnp.eye(4)])
-    stack = Stack(PerToken(Linear(Weight(arrays, "w"))), 2)
+    stack = Stack(PerToken(Linear(Weight(arrays, "w"))))
     x, v = jnp.ones((3, 4)), jnp.ones((3, 4))
     gain = jnp.linalg.norm(jax.jvp(stack, (x,), (v,))[1]) / jnp.linalg.norm(v)
     certificate = Certificate.of(Sequential([stack]))
@@ -135,7 +136,7 @@ def test_blocks_of_any_names_are_certified_one_by_one():
 
 
 def test_stacks_whose_blocks_would_share_a_name_have_no_certificate():
-    small, large = (Stack(PerToken(Linear(Weight(s * jnp.eye(4)[None], n))), 1) for s, n in ((1, "blocks.w"), (9, "w")))
+    small, large = (Stack(PerToken(Linear(Weight(s * jnp.eye(4)[None], n)))) for s, n in ((1, "blocks.w"), (9, "w")))
     with pytest.raises(ValueError, match="unique names"):
         Certificate.of(Sequential([small, large]))
 
@@ -205,9 +206,9 @@ def test_no_ascent_on_embeddings_and_directions_exceeds_the_certificate(case):
 
 def test_unit_caps_per_head_leave_only_the_final_scale():
     gpt = GPT(7, GPTConfig(width=16, depth=4, heads=2, final_scale=8.0), cap=1.0, key=jax.random.key(0))
-    bound = gpt.bound(Bound(1.0, 0.0), cap_norm)
+    bound = gpt.bound(Bound.start(gpt.takes), cap_norm)
     assert 4 < float(bound.lipschitz) <= 8  # GELU/c and attention shrink tokens, so later blocks are flatter.
-    assert float(gpt.bound(Bound(1.0, 0.0), exact_norm).lipschitz) == 0  # The head starts at zero.
+    assert float(gpt.bound(Bound.start(gpt.takes), exact_norm).lipschitz) == 0  # The head starts at zero.
     assert "blocks.q" in repr(gpt)
 
 
@@ -236,9 +237,8 @@ def test_no_ascent_on_weights_inputs_and_directions_exceeds_the_caps(heads, seed
     for _ in range(60):
         gpt, x, v = climb(gpt, x, v)
         best = max(best, float(gain(gpt, x, v)))
-    bound = gpt.stack.bound(Bound(1.0, 0.0), cap_norm)
-    for module in (gpt.norm, gpt.head, gpt.scale):
-        bound = module.bound(bound, cap_norm)
+    bound = gpt.stack.bound(Bound.start(Tokens(16)), cap_norm)
+    bound = gpt.ends.bound(bound, cap_norm)
     assert 2 * float(start) < best <= float(bound.lipschitz)
 
 
@@ -247,5 +247,5 @@ def test_gelu_attains_its_slope_and_no_more():
     for exact in (True, False):
         module = GELU(1.0, exact)
         slopes = jax.vmap(jax.grad(lambda x, module=module: module(x)))(jnp.linspace(1.3, 1.5, 2001))
-        bound = float(module.bound(Bound(2.0, 0.0), cap_norm).lipschitz)
+        bound = float(module.bound(Bound.start(Vector((1,)), 2.0), cap_norm).lipschitz)
         assert bound * (1 - 1e-6) <= float(slopes.max()) <= bound * (1 + 1e-6)

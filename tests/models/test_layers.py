@@ -34,6 +34,7 @@ from lipzoo.models.layers import (
     layer_norm,
 )
 from lipzoo.models.lipsformer import WeightedResidual, center_norm
+from lipzoo.space import Tokens, Vector
 from lipzoo.weight import Weight, cap_norm, check_names, exact_norm, gram_norm, set_caps, weights
 from tests.conftest import svd_norm
 
@@ -89,7 +90,8 @@ MODULES = {
 def test_no_output_exceeds_the_radius_and_no_gain_the_lipschitz_bound(name, radius, seed):
     """Gradient ascent on the output's norm and on the gain of the Jacobian, from many starts inside the ball."""
     module = MODULES[name](jax.random.key(seed))
-    bound = module.bound(Bound(radius, 0.0), exact_norm)
+    space = Tokens(8) if isinstance(module, WeightedResidual) else Vector((8,))
+    bound = module.bound(Bound.start(space, radius), exact_norm)
     x = jax.random.normal(jax.random.key(seed + 10), (32, 8))
     v = jax.random.normal(jax.random.key(seed + 20), (32, 8))
 
@@ -135,13 +137,13 @@ def test_gelu_slope_is_the_supremum_rounded_up(form, approximate):
 
 def test_measures_share_one_bound_method(getkey):
     mlp = MLP(12, 16, 4, cap=1.5, zero_init=False, key=getkey())
-    start = Bound(1.0, 0.0)
+    start = Bound.start(mlp.takes)
     exact = mlp.bound(start, exact_norm)
     product = np.prod([svd_norm(w.array) for w in weights(mlp)])
     assert exact.lipschitz == pytest.approx(product, rel=1e-9)
     assert exact.lipschitz >= product
     assert mlp.bound(start, cap_norm).lipschitz == pytest.approx(1.5**3)
-    gram = jax.jit(lambda m: m.bound(Bound(jnp.ones(()), jnp.zeros(())), gram_norm))(mlp)
+    gram = jax.jit(lambda m: m.bound(Bound.start(m.takes, jnp.ones(())), gram_norm))(mlp)
     assert exact.lipschitz <= float(gram.lipschitz) <= 1.01 * exact.lipschitz
 
 
