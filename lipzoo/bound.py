@@ -85,11 +85,11 @@ def log_sum(parts: Scalar | Sequence[Scalar]) -> Scalar:
     """log Σ xᵢ from the log xᵢ along the leading axis, rounded up; with the slope 0 where all are 0."""
     xp = namespace(*parts) if isinstance(parts, Sequence) else namespace(parts)
     logs = xp.stack(xp.broadcast_arrays(*parts)) if isinstance(parts, Sequence) else parts
-    largest = xp.max(logs, axis=0)
+    largest = xp.max(logs, axis=0, keepdims=True)
     unit = xp.where(xp.isfinite(largest), largest, 0.0)
     unit = jax.lax.stop_gradient(unit) if xp is jnp else unit
     with np.errstate(over="ignore"):
-        total = unit + _log(xp.sum(xp.exp(logs - unit), axis=0))
+        total = unit[0] + _log(xp.sum(xp.exp(logs - unit), axis=0))
     return round_log_up(total, operations=1 + _count(logs) / 8)
 
 
