@@ -75,15 +75,15 @@ def soft_cap_function(cap, update_norm, decay=0.0):
 
 EXACT = [
     ("hard-cap", HardCap(), lambda cap, eta: lambda s: np.minimum(s, cap), 2e-3),
-    ("svd-cap", SvdCap(), lambda cap, eta: lambda s: np.minimum(s, cap), 2e-5),
+    ("svd-cap", SvdCap(), lambda cap, eta: lambda s: np.minimum(s, cap), 1e-4),
     ("spectral-normalize", SpectralNormalize(), lambda cap, eta: lambda s: s * min(1, cap / s.max()), 5e-4),
-    ("soft-cap", SoftCap(), soft_cap_function, 1e-5),
+    ("soft-cap", SoftCap(), soft_cap_function, 1e-4),
     ("stiefel", Stiefel(), lambda cap, eta: lambda s: cap * evaluate(msign.SIX_ROW, s / np.linalg.norm(s)), 0.02),
     ("hard-cap-poly", HardCapPoly(), lambda cap, eta: lambda s: cap * evaluate(HARD_CAP_ROWS, s / cap), 1e-4),
     ("spectral-hammer", SpectralHammer(), lambda cap, eta: lambda s: np.r_[cap, s[1:]], 1e-3),
     ("spectral-weight-decay", SpectralWeightDecay(rate=0.2), lambda cap, eta: lambda s: np.r_[0.8 * s[0], s[1:]], 1e-3),
     ("none", Unconstrained(), lambda cap, eta: lambda s: s, 1e-12),
-    ("weight-decay", WeightDecay(), lambda cap, eta: lambda s: s, 1e-12),
+    ("weight-decay", WeightDecay(), lambda cap, eta: lambda s: s * min(1, cap / s.max()), 2e-3),
 ]
 
 

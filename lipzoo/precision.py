@@ -1,0 +1,38 @@
+"""Formats of numbers in which networks and constraints compute, those among them that no device multiplies."""
+
+import contextlib
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+from lipzoo import norms
+
+Precision = Literal["float32", "bfloat16", "float8_e4m3fn", "float64"]
+FLOAT8 = "float8_e4m3fn"
+FLOAT8_SCALE = 128.0
+"""What brings a largest entry in [1, 2) to [128, 256), below float8's largest number, 448."""
+
+
+def computing(dtype: str) -> DTypeLike:
+    """The format in which numbers of a format are multiplied and added: bfloat16 for float8, else their own."""
+    return jnp.dtype("bfloat16" if dtype == FLOAT8 else dtype)
+
+
+def rounded(matrix: Float[Array, "*batch m n"], dtype: str) -> Float[Array, "*batch m n"]:
+    """`matrix` rounded to a format, in the one that computes.
+
+    For float8_e4m3fn (3 bits of mantissa, numbers from 2⁻⁹ to 448) each matrix is scaled by a power of two so that its
+    largest entry lies in [128, 256), rounded, and scaled back; bfloat16 holds the result exactly.
+    """
+    if dtype != FLOAT8:
+        return matrix.astype(computing(dtype))
+    x, unit, _ = norms.scaled(matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32)))
+    nearest = (x * FLOAT8_SCALE).astype(FLOAT8).astype(x.dtype)
+    return (nearest / FLOAT8_SCALE * unit[..., None, None]).astype(computing(dtype))
+
+
+def allowed(dtype: str) -> contextlib.AbstractContextManager[object]:
+    """Within it jax takes float64 for what it is, if that is the format; else it turns float64 into float32."""
+    return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
