@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
-from lipzoo.norms import gram_norm, identity_like, scaled
+from lipzoo.norms import at_least_float32, gram_norm, identity_like, scaled
 
 Row = tuple[float, float, float]
 Polynomial = tuple[Row, ...]
@@ -144,7 +144,7 @@ def approximate(
     """
     if matrix.shape[-2] > matrix.shape[-1]:
         return approximate(matrix.mT, rows, dtype).mT
-    wide, _, _ = scaled(matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32)))
+    wide, _, _ = scaled(matrix.astype(at_least_float32(matrix.dtype)))
     x = wide.astype(dtype)
     aspect = x.shape[-1] / x.shape[-2]
     rounds = len(rows)

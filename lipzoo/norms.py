@@ -87,6 +87,11 @@ def gamma(terms: int, unit: float) -> float:
     return terms * unit / (1 - terms * unit) if terms * unit < 1 else math.inf
 
 
+def at_least_float32(dtype: DTypeLike) -> DTypeLike:
+    """The format itself, or float32 if it has fewer bits."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
 def unit_roundoff(dtype: DTypeLike) -> float:
     """u: a rounding to this format multiplies by a factor between 1-u and 1+u."""
     return float(jnp.finfo(dtype).eps) / 2
@@ -148,7 +153,7 @@ def gram_norm(matrix: Float[Array, "*batch m n"], squarings: int = GRAM_SQUARING
     The working precision is at least float32. Products are taken to round as float32 (or float64) does, as they do on
     CPUs and, with precision "highest", on GPUs.
     """
-    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    matrix = matrix.astype(at_least_float32(matrix.dtype))
     u, size = unit_roundoff(matrix.dtype), min(matrix.shape[-2:])
     x, unit, nonzero = scaled(matrix)
     product, terms = small_gram(x), gram_terms(x.shape)
@@ -184,7 +189,7 @@ def _largest_sums(power: Float[Array, "*batch s s"]) -> Float[Array, "*batch"]:
 
 def gram_excess(shape: Sequence[int], dtype: DTypeLike, squarings: int = GRAM_SQUARINGS) -> float:
     """By how much `gram_norm` exceeds σ₁, relative, at most for a matrix whose singular values are all equal."""
-    size, u = min(shape[-2:]), unit_roundoff(jnp.promote_types(dtype, jnp.float32))
+    size, u = min(shape[-2:]), unit_roundoff(at_least_float32(dtype))
     rounding = (gamma(gram_terms(shape), u) * size + 4 * gamma(size, u)) / 2 + 32 * u
     return size ** (0.25 / 2**squarings) * (1 + rounding) - 1
 

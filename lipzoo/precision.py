@@ -1,6 +1,5 @@
 """Formats of numbers in which networks and constraints compute, those among them that no device multiplies."""
 
-import contextlib
 from typing import Literal
 
 import jax
@@ -26,13 +25,16 @@ def rounded(matrix: Float[Array, "*batch m n"], dtype: str) -> Float[Array, "*ba
     For float8_e4m3fn (3 bits of mantissa, numbers from 2⁻⁹ to 448) each matrix is scaled by a power of two so that its
     largest entry lies in [128, 256), rounded, and scaled back; bfloat16 holds the result exactly.
     """
+    if dtype == "float64" and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError('float64 needs jax.config.update("jax_enable_x64", True) before anything is computed')
     if dtype != FLOAT8:
         return matrix.astype(computing(dtype))
-    x, unit, _ = norms.scaled(matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32)))
+    x, unit, _ = norms.scaled(matrix.astype(norms.at_least_float32(matrix.dtype)))
     nearest = (x * FLOAT8_SCALE).astype(FLOAT8).astype(x.dtype)
     return (nearest / FLOAT8_SCALE * unit[..., None, None]).astype(computing(dtype))
 
 
-def allowed(dtype: str) -> contextlib.AbstractContextManager[object]:
-    """Within it jax takes float64 for what it is, if that is the format; else it turns float64 into float32."""
-    return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
+def enable(*dtypes: str) -> None:
+    """Makes jax take float64 for what it is from here on, if one of the formats is that (else it takes float32)."""
+    if "float64" in dtypes:
+        jax.config.update("jax_enable_x64", True)

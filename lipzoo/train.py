@@ -19,7 +19,7 @@ from lipzoo.models import AbstractModule
 from lipzoo.models.gpt import Stack
 from lipzoo.models.layers import Mask, project
 from lipzoo.optim.ebc import LogitsFn, telemetry
-from lipzoo.precision import allowed, computing, rounded
+from lipzoo.precision import computing, enable, rounded
 from lipzoo.recipe import Recipe
 from lipzoo.sharding import batched, gathered, place, process_rows, replicated, spread, stored
 from lipzoo.weight import Weight, exact_norm, gram_norm, map_weights, weights
@@ -47,8 +47,8 @@ class State(eqx.Module):
 
 
 def init_state(recipe: Recipe, mesh: Mesh) -> State:
-    """The state before the first step, on the mesh."""
-
+    """The state before the first step, on the mesh. Where the recipe computes in float64, jax does so from here on."""
+    enable(recipe.training.model_dtype, recipe.constraint.project_dtype)
     model_key, step_key = jax.random.split(jax.random.key(recipe.training.seed))
     # Step by step: compiled as one, the factorizations of a GPT's first weights run at once, and on few cores XLA's CPU
     # backend then waits for ever.
@@ -115,7 +115,7 @@ def probe_logits(recipe: Recipe, mesh: Mesh, white: int | None, batch: dict[str,
 
     def logits(model: AbstractModule) -> Float[Array, "tokens classes"]:
         dtype = recipe.training.model_dtype
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), allowed(dtype):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             values = forward(compute_copy(recipe, mesh, model), x, white, dtype, mask).astype(jnp.float32)
         return recipe.training.temperature * values.reshape(-1, values.shape[-1])
 
@@ -166,13 +166,6 @@ def loss_and_gradient(
     recipe: Recipe, mesh: Mesh, white: int | None, model: Any, batch: dict[str, Array], mask: Mask = FULL
 ) -> tuple[tuple[Array, Array], Any]:
     """Mean loss, accuracy and float32 gradient over the batch, computed in parts."""
-    with allowed(recipe.training.model_dtype):
-        return _loss_and_gradient(recipe, mesh, white, model, batch, mask)
-
-
-def _loss_and_gradient(
-    recipe: Recipe, mesh: Mesh, white: int | None, model: Any, batch: dict[str, Array], mask: Mask
-) -> tuple[tuple[Array, Array], Any]:
     parts = recipe.training.parts(recipe.data.batch_size, recipe.data.unit[1])
     low = compute_copy(recipe, mesh, model)
 
@@ -206,7 +199,12 @@ def _loss(
     # For a few classes one-hot products are one fused loop forward and one backward; a gather is a dozen of them.
     one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     losses = optax.softmax_cross_entropy(recipe.training.temperature * logits, one_hot)
-    return losses.mean().astype(jnp.float32), (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
+    return losses.mean().astype(jnp.float32), _correct(logits, labels).mean()
+
+
+def _correct(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """1 where the largest logit is the label's, else 0."""
+    return (logits.argmax(-1).astype(labels.dtype) == labels).astype(jnp.float32)
 
 
 def forward(
@@ -220,7 +218,7 @@ def forward(
     low = computing(dtype)
     model = jax.tree.map(lambda x: x.astype(low), model)
     x = x if white is None else x.astype(low) / white
-    return jax.vmap(lambda x: model.masked(x, mask))(x).astype(jnp.promote_types(low, jnp.float32))
+    return jax.vmap(lambda x: model.masked(x, mask))(x).astype(norms.at_least_float32(low))
 
 
 def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text | Tokens) -> Evaluate:
@@ -234,11 +232,11 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text | Tokens) -> E
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(model: AbstractModule, batch: dict[str, Array]) -> tuple[Array, Array]:
         dtype = recipe.training.model_dtype
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), allowed(dtype):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             logits = forward(compute_copy(recipe, mesh, model), batch["input"], data.white, dtype).astype(jnp.float32)
         scaled = recipe.training.temperature * logits
         losses = optax.softmax_cross_entropy_with_integer_labels(scaled, batch["label"])
-        correct = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+        correct = _correct(logits, batch["label"])
         return (losses * batch["weight"]).sum(), (correct * batch["weight"]).sum()
 
     def evaluate(model: AbstractModule) -> dict[str, float]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lipzoo import msign, norms
 from lipzoo.constraints.base import Constraint, Step, aim, normalize, precision, wide_product
-from lipzoo.precision import allowed, rounded
+from lipzoo.precision import rounded
 
 HARD_CAP_ROWS: msign.Polynomial = (
     (0.805032, 0.206361, -0.019763),
@@ -75,10 +75,9 @@ class HardCapPoly(Constraint):
         self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
     ) -> Float[Array, "*batch out in"]:
         matrix = normalize(matrix, cap=LARGEST_ARGUMENT * cap)
-        with allowed(self.project_dtype):
-            low = rounded(matrix / cap, self.project_dtype)
-            polynomial = msign.gram_polynomial(norms.small_gram(low), HARD_CAP_ROWS)
-            return cap * wide_product(polynomial, low).astype(matrix.dtype)
+        low = rounded(matrix / cap, self.project_dtype)
+        polynomial = msign.gram_polynomial(norms.small_gram(low), HARD_CAP_ROWS)
+        return cap * wide_product(polynomial, low).astype(matrix.dtype)
 
     def refusal(self, cap: float, update_norm: float) -> str | None:
         if update_norm <= 1.98 * cap:

@@ -10,7 +10,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from lipzoo import norms
 from lipzoo.constraints.base import Constraint, Step, aim, normalize, precision, target, wide_product
-from lipzoo.precision import allowed, rounded
+from lipzoo.precision import rounded
 
 LARGEST_SHRINK = 19 / 81
 """1 - p(k)/k at αk² = 1/3, beyond which p is no longer monotone on [0, k]."""
@@ -141,10 +141,9 @@ def soft_cap_round(
 
     Four products, two of them of small matrices. In low precision only the correction is rounded, not W.
     """
-    with allowed(dtype):
-        low = rounded(matrix, dtype)
-        c = alpha[..., None, None].astype(low.dtype) * norms.small_gram(low)
-        square = jnp.matmul(c, c, precision=precision(c))
-        identity = norms.identity_like(c)
-        correction = jnp.matmul(square, 3 * identity - 3 * c + square, precision=precision(c))
-        return matrix - wide_product(correction, low).astype(matrix.dtype)
+    low = rounded(matrix, dtype)
+    c = alpha[..., None, None].astype(low.dtype) * norms.small_gram(low)
+    square = jnp.matmul(c, c, precision=precision(c))
+    identity = norms.identity_like(c)
+    correction = jnp.matmul(square, 3 * identity - 3 * c + square, precision=precision(c))
+    return matrix - wide_product(correction, low).astype(matrix.dtype)

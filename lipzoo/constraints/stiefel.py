@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from lipzoo import msign, norms
 from lipzoo.constraints.base import Constraint, Step, aim, normalize
-from lipzoo.precision import allowed, rounded
+from lipzoo.precision import rounded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,6 @@ class Stiefel(Constraint):
     def __call__(
         self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
     ) -> Float[Array, "*batch out in"]:
-        with allowed(self.project_dtype):
-            low = rounded(norms.scaled(matrix)[0], self.project_dtype)
-            sign = msign.approximate(low, msign.SIX_ROW, low.dtype).astype(matrix.dtype)
+        low = rounded(norms.scaled(matrix)[0], self.project_dtype)
+        sign = msign.approximate(low, msign.SIX_ROW, low.dtype).astype(matrix.dtype)
         return normalize(aim(cap, matrix) * sign, cap=cap)

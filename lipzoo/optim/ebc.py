@@ -300,7 +300,7 @@ def _one_layer(config: EBCConfig, step: Any, layer: Int[Array, ""]) -> Any:
 
     def mask(weight: Weight) -> Weight:
         first, count = table.get(weight.name, (-1, 1))
-        keep = first + jnp.arange(count) == layer
+        keep = first + jnp.arange(count, dtype=jnp.int32) == layer
         rows = weight.array.reshape(count, -1)
         return weight.with_array(jnp.where(keep[:, None], rows, 0).reshape(weight.array.shape))
 
@@ -359,8 +359,8 @@ def _refresh(
 
     early = (now < config.beta_full_sweep) & (now & (now - 1) == 0)
     everything = early | (now % config.beta_full_sweep == 0)
-    turn = (now // config.update_every * few + jnp.arange(few)) % layers
-    branches = [lambda: state.beta, lambda: sweep(turn), lambda: sweep(jnp.arange(layers))]
+    turn = (now // config.update_every * few + jnp.arange(few, dtype=jnp.int32)) % layers
+    branches = [lambda: state.beta, lambda: sweep(turn), lambda: sweep(jnp.arange(layers, dtype=jnp.int32))]
     return jax.lax.switch(jnp.where(everything, 2, (now % config.update_every == 0).astype(jnp.int32)), branches)
 
 
