@@ -51,7 +51,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lipzoo.optim.ebc_control import ControllerConfig, GuardConfig, SurrogateConfig
 from lipzoo.weight import Weight, map_weights, weights
@@ -257,7 +257,7 @@ def shrink_until(caused: Callable[[Scalar], Scalar], c: Scalar, limit: Scalar) -
     After `MOST_TRIES` of them comes 0, a step that changes nothing.
     """
 
-    def above(carry: tuple[Scalar, Scalar, Scalar]) -> Scalar:
+    def above(carry: tuple[Scalar, Scalar, Scalar]) -> Bool[Array, ""]:
         return ~(carry[1] <= limit)
 
     def measure(carry: tuple[Scalar, Scalar, Scalar]) -> tuple[Scalar, Scalar, Scalar]:
