@@ -4,10 +4,16 @@ A matrix W of shape (out, in) has the RMS→RMS norm ‖W‖ = σ₁(W)·√(in/
 RMS norm of a vector. Functions here take any number of leading batch axes.
 """
 
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 GRAM_SQUARINGS = 10
 """Squarings of `gram_norm`: an excess of at most n^(1/4096), 0.17% at n = 768."""
@@ -47,11 +53,48 @@ def rms_to_max_norm(matrix: Float[np.ndarray, "*batch out in"]) -> Float[np.ndar
 
 
 def small_gram(matrix: Float[Array, "*batch m n"]) -> Float[Array, "*batch s s"]:
-    """WWᵀ or WᵀW, whichever is smaller (s = min(m, n)); its eigenvalues are the squared singular values."""
+    """WWᵀ or WᵀW, whichever is smaller (s = min(m, n)); its eigenvalues are the squared singular values.
+
+    The long side is cut in `_parts` whose products are added up, so that no sum has more than `gram_terms` roundings.
+    In less than float32, where every addition would round the parts, it is one product.
+    """
     transposed = matrix.mT
     wide = matrix.shape[-2] <= matrix.shape[-1]
     left, right = (matrix, transposed) if wide else (transposed, matrix)
-    return jnp.matmul(left, right, precision="highest")
+    size = left.shape[-1]
+    parts = _parts(size) if matrix.dtype.itemsize >= 4 else 1
+    edges = [size * part // parts for part in range(parts + 1)]
+    products = (
+        jnp.matmul(left[..., a:b], right[..., a:b, :], precision="highest") for a, b in itertools.pairwise(edges)
+    )
+    return functools.reduce(jnp.add, products)
+
+
+def _parts(size: int) -> int:
+    """About √n/4: 6 of 768, 13 of 3072; products of short parts cost no more on CPU."""
+    return max(math.isqrt(size) // 4, 1)
+
+
+def gram_terms(shape: Sequence[int]) -> int:
+    """n of the γ_n that bounds the rounding of an entry of `small_gram`, in whatever order its parts are summed up."""
+    size = max(shape[-2:])
+    return -(-size // _parts(size)) + _parts(size)
+
+
+def gamma(terms: int, unit: float) -> float:
+    """γ_n = nu/(1-nu): a sum of n products, in any order, fused or not, is off by at most γ_n times that of their
+    absolute values (Higham 2002, section 3.1); infinite beyond 1/u terms, where there is no such bound."""
+    return terms * unit / (1 - terms * unit) if terms * unit < 1 else math.inf
+
+
+def at_least_float32(dtype: DTypeLike) -> DTypeLike:
+    """The format itself, or float32 if it has fewer bits."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def unit_roundoff(dtype: DTypeLike) -> float:
+    """u: a rounding to this format multiplies by a factor between 1-u and 1+u."""
+    return float(jnp.finfo(dtype).eps) / 2
 
 
 def identity_like(square: Float[Array, "*batch s s"]) -> Float[Array, "*batch s s"]:
@@ -59,28 +102,96 @@ def identity_like(square: Float[Array, "*batch s s"]) -> Float[Array, "*batch s 
     return jnp.broadcast_to(jnp.eye(square.shape[-1], dtype=square.dtype), square.shape)
 
 
-def gram_norm(matrix: Float[Array, "*batch m n"], squarings: int = GRAM_SQUARINGS) -> Float[Array, "*batch"]:
-    """An upper bound of σ₁ from matrix products alone: jittable, batched, differentiable.
+def _bits(dtype: DTypeLike) -> tuple[Any, int, int]:
+    """The integers that floats are stored as, and which of their bits are all but the sign, and the exponent."""
+    if jnp.dtype(dtype).itemsize == 8:
+        return jnp.int64, 2**63 - 1, 0x7FF0 << 48
+    return jnp.int32, 2**31 - 1, 0x7F80 << 16
 
-    Gram iteration (Delattre et al. 2023, arXiv 2305.16173): with A the smaller Gram matrix and s its size,
-    σ₁² = λ₁(A) ≤ ‖A^(2^k)‖_F^(1/2^k), and the excess of σ₁ is at most s^(1/(4·2^k)). Each squaring is renormalized by
-    its Frobenius norm, whose logarithms add up. The result is inflated by 8·√max(m, n) units of the working precision
-    (at least float32) for the rounding of the products.
+
+def power_of_two(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The largest power of two up to x ≥ 0, exact: x without its mantissa; 1 for zero and what devices take for it."""
+    integer, _, exponent = _bits(x.dtype)
+    power = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, integer) & exponent, x.dtype)
+    return jnp.where(power > 0, power, 1)
+
+
+def scaled(
+    matrix: Float[Array, "*batch m n"],
+) -> tuple[Float[Array, "*batch m n"], Float[Array, "*batch"], Bool[Array, "*batch"]]:
+    """(W/c, c, W ≠ 0) for each matrix, c the power of two that brings the largest entry into [1, 2).
+
+    The division is exact for all but entries below 2⁻¹²⁶ of the largest, and c at least float32's smallest normal
+    number 2⁻¹²⁶. So squares neither overflow nor vanish, whatever the scale of W. Devices take numbers below 2⁻¹²⁶ for
+    zero: what is compared here are their bits.
     """
-    dtype = matrix.dtype if matrix.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-    matrix = matrix.astype(dtype)
-    largest = jnp.max(jnp.abs(matrix), axis=(-2, -1))
-    unit = jnp.where(largest > 0, largest, 1)
-    power = small_gram(matrix / unit[..., None, None])
-    log_lambda = jnp.zeros(power.shape[:-2], dtype)
-    for squaring in range(squarings + 1):
-        if squaring:
-            power = jnp.matmul(power, power, precision="highest")
-        size = jnp.sqrt(jnp.maximum(jnp.sum(power**2, axis=(-2, -1)), jnp.finfo(dtype).tiny))
-        power = power / size[..., None, None]
-        log_lambda = log_lambda + jnp.log(size) / 2**squaring
-    margin = 8 * max(matrix.shape[-2:]) ** 0.5 * float(jnp.finfo(dtype).eps)
-    return largest * jnp.exp(log_lambda / 2) * (1 + margin)
+    integer, magnitude, exponent = _bits(matrix.dtype)
+    bits = jnp.max(jax.lax.bitcast_convert_type(jax.lax.stop_gradient(matrix), integer) & magnitude, axis=(-2, -1))
+    smallest = np.asarray(jnp.finfo(matrix.dtype).tiny, matrix.dtype)
+    unit = jax.lax.bitcast_convert_type(bits & exponent, matrix.dtype)
+    unit = jnp.maximum(unit, smallest)
+    return matrix / unit[..., None, None], unit, bits > 0
+
+
+def gram_norm(matrix: Float[Array, "*batch m n"], squarings: int = GRAM_SQUARINGS) -> Float[Array, "*batch"]:
+    """An upper bound of σ₁ from matrix products alone, rounding included: jittable, batched, differentiable.
+
+    Gram iteration (Delattre et al. 2023, arXiv 2305.16173): σ₁² = ‖WWᵀ‖ and ‖P‖² = ‖PPᵀ‖ ≤ ‖P‖_F², so squaring k times
+    leaves an excess of at most s^(1/(4·2^k)) in σ₁, s the smaller side.
+
+    **Rounding.** Let Q₀ be the computed Gram matrix of W, Pₖ = Qₖ/cₖ with a power of two cₖ (exact), Qₖ₊₁ the computed
+    PₖPₖᵀ. An entry of a product AAᵀ over n terms is off by at most γ_n·(|A||A|ᵀ) (see `gamma`), so
+
+        ‖Pₖ‖² ≤ ‖Qₖ₊₁‖ + γ_s·min(‖Pₖ‖_F², ‖Pₖ‖₁‖Pₖ‖_∞),     σ₁² ≤ c₀‖P₀‖ + γ_n‖W‖_F²,
+
+    for ‖|A|‖ is at most ‖A‖_F and at most √(‖A‖₁‖A‖_∞). Every term on the right is computed (‖A‖_F² as the trace of
+    the product), so the inequalities are evaluated from the last square, ‖Pₖ‖ ≤ ‖Pₖ‖_F, back to the first. Sums of n
+    terms of one sign come out at least (1-u)ⁿ of what they are, and the scalars' own roundings and numbers that vanish
+    add less than 16u. Since γ_n‖W‖_F²/2σ₁² is at most γ_n·s/2, all this costs 0.002% at 24×24 and, where all singular
+    values are equal, 0.3% at 768×768 and 0.6% at 768×3072.
+
+    The working precision is at least float32. Products are taken to round as float32 (or float64) does, as they do on
+    CPUs and, with precision "highest", on GPUs.
+    """
+    matrix = matrix.astype(at_least_float32(matrix.dtype))
+    u, size = unit_roundoff(matrix.dtype), min(matrix.shape[-2:])
+    x, unit, nonzero = scaled(matrix)
+    product, terms = small_gram(x), gram_terms(x.shape)
+    spread, stages = _trace(product, terms), []
+    for _ in range(squarings):
+        divisor = power_of_two(jax.lax.stop_gradient(jnp.trace(product, axis1=-2, axis2=-1)))
+        stages.append((divisor, gamma(terms, u) * spread))
+        power = product / divisor[..., None, None]
+        product, terms = jnp.matmul(power, power.mT, precision="highest"), size
+        spread = jnp.minimum(_trace(product, terms), _largest_sums(power))
+    stages.append((jnp.ones_like(unit), gamma(terms, u) * spread))
+    # The smallest positive number keeps the gradient at zero finite.
+    square = jnp.maximum(jnp.sum(product**2, axis=(-2, -1)) * math.exp((size**2 + 2) * u), jnp.finfo(x.dtype).tiny)
+    bound = jnp.sqrt(square)
+    for divisor, error in reversed(stages):
+        bound = jnp.sqrt(jnp.maximum(divisor * bound + error, jnp.finfo(x.dtype).tiny))
+    vanished = float(jnp.finfo(x.dtype).tiny) * math.prod(matrix.shape[-2:]) ** 0.5
+    return jnp.where(nonzero, unit * bound * (1 + 16 * u) + vanished, 0)
+
+
+def _trace(product: Float[Array, "*batch s s"], terms: int) -> Float[Array, "*batch"]:
+    """At least ‖A‖_F², from AAᵀ with so many terms an entry."""
+    inflation = math.exp((terms + product.shape[-1] + 2) * unit_roundoff(product.dtype))
+    return jnp.trace(product, axis1=-2, axis2=-1) * inflation
+
+
+def _largest_sums(power: Float[Array, "*batch s s"]) -> Float[Array, "*batch"]:
+    """At least ‖A‖₁‖A‖_∞: the largest sums of absolute values of a column and of a row."""
+    sizes = jnp.abs(power)
+    inflation = math.exp((2 * power.shape[-1] + 2) * unit_roundoff(power.dtype))
+    return jnp.max(jnp.sum(sizes, axis=-1), axis=-1) * jnp.max(jnp.sum(sizes, axis=-2), axis=-1) * inflation
+
+
+def gram_excess(shape: Sequence[int], dtype: DTypeLike, squarings: int = GRAM_SQUARINGS) -> float:
+    """By how much `gram_norm` exceeds σ₁, relative, at most for a matrix whose singular values are all equal."""
+    size, u = min(shape[-2:]), unit_roundoff(at_least_float32(dtype))
+    rounding = (gamma(gram_terms(shape), u) * size + 4 * gamma(size, u)) / 2 + 32 * u
+    return size ** (0.25 / 2**squarings) * (1 + rounding) - 1
 
 
 def estimate_top_singular(
@@ -95,6 +206,7 @@ def estimate_top_singular(
         sigma, v, u = estimate_top_singular(matrix.mT, key, squarings)
         return sigma, u, v
     tiny = jnp.finfo(matrix.dtype).tiny
+    matrix, unit, _ = scaled(matrix)
     power = small_gram(matrix)
     for squaring in range(squarings + 1):
         if squaring:
@@ -104,4 +216,4 @@ def estimate_top_singular(
     u = u / jnp.maximum(jnp.linalg.norm(u, axis=-1, keepdims=True), tiny)
     image = jnp.einsum("...ij,...i->...j", matrix, u)
     sigma = jnp.linalg.norm(image, axis=-1)
-    return sigma, u, image / jnp.maximum(sigma, tiny)[..., None]
+    return sigma * unit, u, image / jnp.maximum(sigma, tiny)[..., None]

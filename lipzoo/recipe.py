@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -25,6 +25,7 @@ from lipzoo.errors import UserError
 from lipzoo.models import AbstractModule, GPTConfig, MLPConfig
 from lipzoo.optim import LR_FLAG, EBCConfig, OptimizerConfig
 from lipzoo.overrides import number, override, override_refusal
+from lipzoo.precision import Precision
 from lipzoo.sharding import mesh_shape
 from lipzoo.weight import Weight, map_weights, set_caps, weights
 
@@ -50,8 +51,9 @@ class ConstraintConfig:
     """LAYER=CAP pairs for single layers."""
     spectral_wd: float = 0.1
     """Fraction of the largest singular value that spectral-weight-decay takes off each step."""
-    project_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the constraint's matrix products."""
+    project_dtype: Precision = "float32"
+    """Precision of the matrix products of soft-cap, stiefel and hard-cap-poly (the others keep to float32); for
+    float8_e4m3fn weights are rounded to it, scaled by a power of two, and multiplied in bfloat16."""
     seal: bool = True
     """Cut back, in float64, what exceeds its cap by approximation or rounding when a checkpoint is written."""
 
@@ -96,8 +98,9 @@ class TrainingConfig:
     accum_steps: int = 1
     """Parts that a batch is computed in, one after the other, to save memory; 0 for as many as keep a device at 65,536
     tokens or images at once."""
-    model_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of forward and backward; weights and optimizer stay in float32."""
+    model_dtype: Precision = "float32"
+    """Precision of forward and backward; weights and optimizer stay in float32. For float8_e4m3fn weights are rounded
+    to it, each matrix scaled by a power of two, and computed with in bfloat16."""
     seed: int = 0
     """Seed of the first weights, the batches and random labels."""
     mesh: str = "1"

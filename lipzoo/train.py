@@ -19,6 +19,7 @@ from lipzoo.models import AbstractModule
 from lipzoo.models.gpt import Stack
 from lipzoo.models.layers import Mask, project
 from lipzoo.optim.ebc import LogitsFn, telemetry
+from lipzoo.precision import computing, enable, rounded
 from lipzoo.recipe import Recipe
 from lipzoo.sharding import batched, gathered, place, process_rows, replicated, spread, stored
 from lipzoo.weight import Weight, exact_norm, gram_norm, map_weights, weights
@@ -46,8 +47,8 @@ class State(eqx.Module):
 
 
 def init_state(recipe: Recipe, mesh: Mesh) -> State:
-    """The state before the first step, on the mesh."""
-
+    """The state before the first step, on the mesh. Where the recipe computes in float64, jax does so from here on."""
+    enable(recipe.training.model_dtype, recipe.constraint.project_dtype)
     model_key, step_key = jax.random.split(jax.random.key(recipe.training.seed))
     # Step by step: compiled as one, the factorizations of a GPT's first weights run at once, and on few cores XLA's CPU
     # backend then waits for ever.
@@ -113,8 +114,9 @@ def probe_logits(recipe: Recipe, mesh: Mesh, white: int | None, batch: dict[str,
     x = jax.lax.with_sharding_constraint(x, replicated(mesh))
 
     def logits(model: AbstractModule) -> Float[Array, "tokens classes"]:
+        dtype = recipe.training.model_dtype
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            values = forward(compute_copy(recipe, mesh, model), x, white, recipe.training.model_dtype, mask)
+            values = forward(compute_copy(recipe, mesh, model), x, white, dtype, mask).astype(jnp.float32)
         return recipe.training.temperature * values.reshape(-1, values.shape[-1])
 
     return logits
@@ -126,7 +128,7 @@ def constrain(recipe: Recipe, mesh: Mesh, model: Any, updates: Any, lr: Float[Ar
 
     def apply(weight: Weight, update: Weight) -> Weight:
         constraint, sup = recipe.constraint.of(weight), recipe.optimizer.update_sup(weight)
-        if isinstance(constraint, Unconstrained | WeightDecay):
+        if isinstance(constraint, Unconstrained) or (isinstance(constraint, WeightDecay) and np.isinf(weight.cap)):
             return weight
         own_key, own_lr = jax.random.fold_in(key, indices[weight.name]), lr * weight.share
 
@@ -156,7 +158,7 @@ def compute_copy(recipe: Recipe, mesh: Mesh, model: Any) -> Any:
         shardings = gathered(mesh, node) if isinstance(node, Stack) else replicated(mesh)
         return jax.lax.with_sharding_constraint(node, shardings)
 
-    low = jax.tree.map(lambda x: x.astype(recipe.training.model_dtype), model)
+    low = jax.tree.map(lambda x: rounded(x, recipe.training.model_dtype), model)
     return jax.tree.map(gather, low, is_leaf=lambda node: isinstance(node, Stack))
 
 
@@ -195,18 +197,28 @@ def _loss(
     logits = forward(model, batch["input"], white, recipe.training.model_dtype, mask)
     labels = batch["label"]
     # For a few classes one-hot products are one fused loop forward and one backward; a gather is a dozen of them.
-    one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     losses = optax.softmax_cross_entropy(recipe.training.temperature * logits, one_hot)
-    return losses.mean(), (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
+    return losses.mean().astype(jnp.float32), _correct(logits, labels).mean()
+
+
+def _correct(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """1 where the largest logit is the label's, else 0."""
+    return (logits.argmax(-1).astype(labels.dtype) == labels).astype(jnp.float32)
 
 
 def forward(
     model: AbstractModule, x: Array, white: int | None, dtype: str, mask: Mask = FULL
 ) -> Float[Array, "batch *time classes"]:
-    """Float32 logits of a batch, computed in `dtype`: of images scaled to [0, 1] by `white`, or of tokens."""
-    model = jax.tree.map(lambda x: x.astype(dtype), model)
-    x = x if white is None else x.astype(dtype) / white
-    return jax.vmap(lambda x: model.masked(x, mask))(x).astype(jnp.float32)
+    """Logits of a batch, computed in `dtype`: of images scaled to [0, 1] by `white`, or of tokens.
+
+    They come in float32, or float64 where that is `dtype`. Weights that are to be rounded to float8 are so already (see
+    `compute_copy`).
+    """
+    low = computing(dtype)
+    model = jax.tree.map(lambda x: x.astype(low), model)
+    x = x if white is None else x.astype(low) / white
+    return jax.vmap(lambda x: model.masked(x, mask))(x).astype(norms.at_least_float32(low))
 
 
 def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text | Tokens) -> Evaluate:
@@ -219,12 +231,12 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text | Tokens) -> E
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(model: AbstractModule, batch: dict[str, Array]) -> tuple[Array, Array]:
-        low = compute_copy(recipe, mesh, model)
+        dtype = recipe.training.model_dtype
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            logits = forward(low, batch["input"], data.white, recipe.training.model_dtype)
+            logits = forward(compute_copy(recipe, mesh, model), batch["input"], data.white, dtype).astype(jnp.float32)
         scaled = recipe.training.temperature * logits
         losses = optax.softmax_cross_entropy_with_integer_labels(scaled, batch["label"])
-        correct = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+        correct = _correct(logits, batch["label"])
         return (losses * batch["weight"]).sum(), (correct * batch["weight"]).sum()
 
     def evaluate(model: AbstractModule) -> dict[str, float]:

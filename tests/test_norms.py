@@ -42,6 +42,32 @@ def test_gram_norm_with_few_squarings_keeps_its_stated_excess(squarings):
     assert 1 <= bound <= 64 ** (1 / 4 / 2**squarings) * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("shape", [(1, 1000), (64, 64), (30, 700), (700, 30), (2, 50, 50)])
+def test_gram_norm_bounds_what_rounds_one_way(shape):
+    """Sums of equal terms: constant and orthogonal matrices, and their absolute values."""
+    u, _, vt = np.linalg.svd(np.random.default_rng(0).normal(size=shape), full_matrices=False)
+    for matrix in (np.ones(shape), np.full(shape, 1 / 3), u @ vt, np.abs(u @ vt)):
+        matrix = matrix.astype(np.float32)
+        exact = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)[..., 0]
+        bound = np.asarray(norms.gram_norm(jnp.asarray(matrix)))
+        assert (exact <= bound).all()
+        assert (bound <= exact * (1 + norms.gram_excess(shape, jnp.float32))).all()
+
+
+@pytest.mark.parametrize("power", [-140, -100, -60, 60, 120])
+def test_norms_at_any_scale_are_those_at_scale_one(power):
+    """Bit for bit, as long as the norm is a number that devices do not take for zero; an upper bound below, too."""
+    matrix = sample((5, 9), 0)
+    matrix /= np.abs(matrix).max()
+    tiny = np.ldexp(matrix, power).astype(np.float32)
+    exact = np.linalg.svd(tiny.astype(np.float64), compute_uv=False)[0]
+    assert exact <= np.asarray(norms.gram_norm(jnp.asarray(tiny))).astype(np.float64)
+    if power > -100:
+        assert norms.gram_norm(jnp.asarray(tiny)) == np.ldexp(norms.gram_norm(jnp.asarray(matrix)), power)
+        sigma, _, _ = norms.estimate_top_singular(jnp.asarray(tiny), jax.random.key(0))
+        assert float(sigma) == pytest.approx(exact, rel=1e-4)
+
+
 def test_gram_norm_of_zero_is_zero_and_its_gradient_is_finite():
     zero = jnp.zeros((4, 6))
     assert norms.gram_norm(zero) == 0

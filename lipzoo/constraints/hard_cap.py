@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lipzoo import msign, norms
-from lipzoo.constraints.base import Constraint, Step, normalize, precision, wide_product
+from lipzoo.constraints.base import Constraint, Step, aim, normalize, precision, wide_product
+from lipzoo.precision import rounded
 
 HARD_CAP_ROWS: msign.Polynomial = (
     (0.805032, 0.206361, -0.019763),
@@ -17,6 +18,8 @@ HARD_CAP_ROWS: msign.Polynomial = (
     (1.004384, -0.183490, 0.014413),
 )
 """Approximates min(1, σ) on [0, 3]: off by up to 0.034, at most 1.0109, and divergent beyond 4."""
+
+LARGEST_ARGUMENT = 3.1
 
 SIGN_RESOLUTION = 1e-4
 SIGN_ROWS = msign.polar_express(9, SIGN_RESOLUTION)
@@ -34,8 +37,11 @@ class HardCap(Constraint):
     polynomials, always in float32.
 
     Where σ²/β² is within ε·s of 1, with s = ‖I - A‖ and resolution ε = 1e-4, the computed sign lies anywhere in [-1,
-    1], B between A and I, and the result between β and β√(1 + εs). Hence β = σ_max/(1 + εs) keeps it under the cap:
-    0.01% below the cap when the step's excess is small. Matrices above 25 caps are first divided down to that.
+    1], B between A and I, and the result between β and β√(1 + εs). Hence β = σ/(1 + εs) keeps it under σ: 0.01% below
+    it when the step's excess is small. Matrices above 25 caps are first divided down to that.
+
+    That is in exact arithmetic. So σ is σ_max less what an upper bound of the norm exceeds it by (`aim`: 0.2% to 1%),
+    and whatever that bound finds above σ_max in the end is divided by.
     """
 
     def __call__(
@@ -43,7 +49,7 @@ class HardCap(Constraint):
     ) -> Float[Array, "*batch out in"]:
         product = functools.partial(jnp.matmul, precision=precision(matrix))
         matrix = normalize(matrix, cap=LARGEST_EXCESS / 2 * cap)
-        gram = norms.small_gram(matrix / cap)
+        gram = norms.small_gram(matrix / aim(cap, matrix))
         excess = jnp.maximum(norms.gram_norm(gram), 1)[..., None, None]
         beta = 1 / (1 + SIGN_RESOLUTION * excess)
         identity = norms.identity_like(gram)
@@ -51,7 +57,7 @@ class HardCap(Constraint):
         size = excess / beta**2
         larger = (gram / beta**2 + identity + product(msign.iterate(gap / size, SIGN_ROWS), gap)) / 2
         root = msign.gram_polynomial(larger / size, ROOT_ROWS) / jnp.sqrt(size)
-        return wide_product(root, matrix)
+        return normalize(wide_product(root, matrix), cap=cap)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,8 @@ class HardCapPoly(Constraint):
     """σ ↦ the published four-row approximation of min(σ, σ_max), for reproduction.
 
     Off by up to 3.4% of σ_max, up to 1.09% above it for σ ≤ 3σ_max, divergent beyond 4σ_max: no guarantee, and steps
-    that could leave [0, 3σ_max] are refused. Newhouse et al. 2025 (arXiv 2507.13338), appendix.
+    that could leave [0, 3σ_max] are refused. What lies beyond all the same is first divided down to 3.1σ_max. Newhouse
+    et al. 2025 (arXiv 2507.13338), appendix.
     """
 
     guarantees: ClassVar[bool] = False
@@ -67,8 +74,9 @@ class HardCapPoly(Constraint):
     def __call__(
         self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
     ) -> Float[Array, "*batch out in"]:
-        low = (matrix / cap).astype(self.project_dtype)
-        polynomial = msign.gram_polynomial(norms.small_gram(low).astype(low.dtype), HARD_CAP_ROWS)
+        matrix = normalize(matrix, cap=LARGEST_ARGUMENT * cap)
+        low = rounded(matrix / cap, self.project_dtype)
+        polynomial = msign.gram_polynomial(norms.small_gram(low), HARD_CAP_ROWS)
         return cap * wide_product(polynomial, low).astype(matrix.dtype)
 
     def refusal(self, cap: float, update_norm: float) -> str | None:

@@ -1,17 +1,24 @@
 """Spectral soft cap, coupled to the size of the step."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from lipzoo import norms
-from lipzoo.constraints.base import Constraint, Step, hold, precision, target, wide_product
+from lipzoo.constraints.base import Constraint, Step, aim, normalize, precision, target, wide_product
+from lipzoo.precision import rounded
 
 LARGEST_SHRINK = 19 / 81
 """1 - p(k)/k at αk² = 1/3, beyond which p is no longer monotone on [0, k]."""
 MAX_ROUNDS = 8
+LARGEST_EXCESS = 1e6
+"""Caps that a matrix is first divided down to, so that α = c/k² stays inside float32."""
+LARGEST_LOSS = 0.5
+"""The largest part of a round's shrink that may be lost to rounding; beyond it `normalize` has the last word."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,10 +26,16 @@ class SoftCap(Constraint):
     """σ ↦ p(σ) = u + αu³, u = σ - ασ³: barely changes small singular values and brings the largest under the cap.
 
     If ‖W‖ ≤ σ_max before a step with decay d and an update of norm ≤ η, then after it ‖W‖ ≤ k = σ_max(1-d) + η. With
-    c = ασ², p(σ) = σ(1 - 3c² + 3c³ - c⁴), which rises on [0, k] exactly while αk² ≤ 1/3. So with the α that solves
-    p(k) = σ_max, every singular value ends at or below σ_max. One round shrinks k by at most 62/81 (at αk² = 1/3), that
-    is, absorbs η ≤ 0.306·σ_max; more rounds, each with its own α, absorb more. Up to eight rounds (η ≤ 7.4·σ_max) are
-    admitted for an optimizer whose update norm is known beforehand.
+    c = αk², p(k) = k(1 - q(c)), q(c) = 3c² - 3c³ + c⁴, and p rises on [0, k] exactly while c ≤ 1/3. So with the c that
+    solves p(k) = σ_max, every singular value ends at or below σ_max. One round shrinks k by at most 62/81 (at c = 1/3),
+    that is, absorbs η ≤ 0.306·σ_max; more rounds, each with its own α, absorb more. Up to eight rounds (η ≤ 7.4·σ_max)
+    are admitted for an optimizer whose update norm is known beforehand.
+
+    **Rounding** is part of the bookkeeping, not of a margin: k is first enlarged by what it takes to form W (16
+    roundings of all entries, each at most u√s of the norm, and as many of scalars); a round in float32 or float64 ends
+    at or below k(1 - q(1-a) + b), where a and b bound its rounding (see `round_loss`: a is 0.14 for 768×768), with c
+    what really was computed; and rounds go on until that is below the cap. So they aim lower by a·q, a small part of a
+    small step. In lower precision, and beyond sides of about 1500, where a is above ½, `normalize` ends the map.
 
     Newhouse et al. 2025 (arXiv 2507.13338), section 3; the rounds and the monotonicity limit are ours.
     """
@@ -30,27 +43,81 @@ class SoftCap(Constraint):
     def __call__(
         self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
     ) -> Float[Array, "*batch out in"]:
-        goal = target(cap, matrix)
+        side, unit = math.sqrt(min(matrix.shape[-2:])), norms.unit_roundoff(matrix.dtype)
+        loss = round_loss(matrix.shape, self.project_dtype)
+        proved = loss <= LARGEST_LOSS
+        loss, offset = (loss, (2 * side + 8) * unit) if proved else (0.0, 0.0)
+        goal = target(cap, matrix) if proved else aim(cap, matrix)
         # One norm for all matrices stays one number: devices that share them need not ask each other when to stop.
-        norm = jnp.asarray(cap * (1 - step.decay) + step.update_norm, matrix.dtype)
+        norm = jnp.asarray(cap * (1 - step.decay) + step.update_norm, matrix.dtype) * (1 + 16 * (side + 1) * unit)
 
         def unfinished(carry: tuple[Array, Array]) -> Array:
-            return jnp.any((carry[1] > goal * (1 + 1e-6)) & jnp.isfinite(carry[1]))
+            return jnp.any((carry[1] > goal) & jnp.isfinite(carry[1]))
 
         def one_round(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             matrix, norm = carry
-            shrink = jnp.clip(1 - goal / norm, 0, LARGEST_SHRINK)
-            alpha = jnp.broadcast_to(solve(shrink) / norm**2, matrix.shape[:-2])
-            return soft_cap_round(matrix, alpha, self.project_dtype), norm * (1 - shrink)
+            shrink = (1 - goal * (1 - 1e-6) / norm + offset) / (1 - loss)
+            c = solve(jnp.clip(shrink, 0, LARGEST_SHRINK))
+            alpha = jnp.broadcast_to(c / norm**2, matrix.shape[:-2])
+            absorbed = c**2 * (3 - 3 * c + c**2) * (1 - loss) - offset
+            return soft_cap_round(matrix, alpha, self.project_dtype), norm * (1 - absorbed)
 
-        matrix, _ = jax.lax.while_loop(unfinished, one_round, (matrix, norm))
-        return hold(matrix, cap=cap, dtype=self.project_dtype)
+        matrix, _ = jax.lax.while_loop(unfinished, one_round, _brought_down(matrix, norm, LARGEST_EXCESS * cap))
+        return matrix if proved else normalize(matrix, cap=cap)
 
     def refusal(self, cap: float, update_norm: float) -> str | None:
         largest = cap * ((1 - LARGEST_SHRINK) ** -MAX_ROUNDS - 1)
         if update_norm <= largest or update_norm == float("inf"):
             return None
         return f"soft-cap absorbs updates of norm up to {largest:.4g} at a cap of {cap:g}"
+
+
+def _brought_down(
+    matrix: Float[Array, "*batch out in"], norm: Float[Array, "*norms"], limit: float
+) -> tuple[Float[Array, "*batch out in"], Float[Array, "*norms"]]:
+    """(W, k) with k at most `limit` and ‖W‖ ≤ k: where k is above it, W is divided by ‖W‖_F/limit."""
+    x, unit, _ = norms.scaled(matrix)
+    entries = math.prod(matrix.shape[-2:])  # A sum of n squares comes out at least (1-u)ⁿ of what it is.
+    inflation = math.exp((entries / 2 + 16) * norms.unit_roundoff(matrix.dtype))
+    size = jnp.sqrt(jnp.sum(x**2, axis=(-2, -1))) * inflation
+    shrunk = x * jnp.minimum(limit / size, unit)[..., None, None]
+    above = norm > limit
+    return jnp.where(jnp.broadcast_to(above, unit.shape)[..., None, None], shrunk, matrix), jnp.where(
+        above, limit * (1 + 1e-3), norm
+    )
+
+
+def round_loss(shape: Sequence[int], dtype: DTypeLike) -> float:
+    """a such that, but for the last rounding of all entries, ‖computed round of W‖ ≤ k(1 - q(c)(1-a)) if ‖W‖ ≤ k.
+
+    In units of k, and with u the roundoff of `dtype`, s the smaller side, n the terms of the Gram product: a product AB
+    over n terms is off by at most γ_n‖A‖_F‖B‖_F, and ‖A‖_F ≤ √s‖A‖ for all matrices here. Hence
+
+    - C = αWWᵀ is off by e·c, e = s·γ_(n+2), and its norm at most ĉ = c(1+e);
+    - S = C² by sγ_s·ĉ², besides what it inherits, and its norm at most ŝ = ĉ²(1 + sγ_s);
+    - M = 3I - 3C + S by γ_4(3 + √s(3ĉ + ŝ)); its norm is at most 3 and what it inherits;
+    - the product K of S and M by γ_s√s·ŝ(‖M‖ + √s(3ĉ + ŝ)), where only the part of M beside 3I counts with √s;
+    - what C's error does to q(C), a polynomial, by e·c(6ĉ + 9ĉ² + 4ĉ³);
+    - the product KW by sγ_s‖K‖; α, and q as it is computed, add some u.
+
+    Divided by q(c) = c²(3 - 3c + c²) each term rises with c, so c = 1/3 bounds them all. Infinite below float32.
+    """
+    if jnp.finfo(dtype).bits < 32:
+        return math.inf
+    u, size, side = norms.unit_roundoff(dtype), min(shape[-2:]), math.sqrt(min(shape[-2:]))
+    c, product = 1 / 3, norms.gamma(size, u)
+    error = size * norms.gamma(norms.gram_terms(shape) + 2, u)
+    large = c * (1 + error)
+    square = large**2 * (1 + size * product)
+    middle = norms.gamma(4, u) * (3 + side * (3 * large + square))
+    factor = 3 + 5 * error * c + size * product * large**2 + middle
+    correction = (
+        error * c * (6 * large + 9 * large**2 + 4 * large**3)
+        + size * product * large**2 * (factor + large**2)
+        + large**2 * middle
+        + product * side * square * (factor + side * (3 * large + square))
+    ) / LARGEST_SHRINK
+    return correction + size * product * (1 + correction) + 64 * u * (1 + side)
 
 
 def solve(shrink: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -74,8 +141,8 @@ def soft_cap_round(
 
     Four products, two of them of small matrices. In low precision only the correction is rounded, not W.
     """
-    low = matrix.astype(dtype)
-    c = alpha[..., None, None].astype(dtype) * norms.small_gram(low).astype(dtype)
+    low = rounded(matrix, dtype)
+    c = alpha[..., None, None].astype(low.dtype) * norms.small_gram(low)
     square = jnp.matmul(c, c, precision=precision(c))
     identity = norms.identity_like(c)
     correction = jnp.matmul(square, 3 * identity - 3 * c + square, precision=precision(c))

@@ -1,20 +1,27 @@
 """Maps of the largest singular value alone: spectral hammer and spectral weight decay."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lipzoo import norms
 from lipzoo.constraints.base import Constraint, Step
 
 
-def _shift_top(
-    matrix: Float[Array, "*batch out in"], sigma: Array, new_sigma: Array, u: Array, v: Array
+def _map_top(
+    matrix: Float[Array, "*batch out in"], step: Step, function: Callable[[Array, Array], Array]
 ) -> Float[Array, "*batch out in"]:
-    change = (new_sigma - sigma)[..., None, None]
-    return matrix + change * u[..., :, None] * v[..., None, :]
+    """`matrix` with σ₁ replaced by `function(c, σ₁/c)·c`, c ≥ 1 a power of two: norms may exceed the largest number."""
+    _, unit, _ = norms.scaled(matrix)
+    unit = jnp.maximum(unit, 1)
+    x = matrix / unit[..., None, None]
+    sigma, u, v = norms.estimate_top_singular(x, jax.random.key(0) if step.key is None else step.key)
+    change = (function(unit, sigma) - sigma)[..., None, None]
+    return unit[..., None, None] * (x + change * u[..., :, None] * v[..., None, :])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,9 +37,7 @@ class SpectralHammer(Constraint):
     def __call__(
         self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
     ) -> Float[Array, "*batch out in"]:
-        key = jax.random.key(0) if step.key is None else step.key
-        sigma, u, v = norms.estimate_top_singular(matrix, key)
-        return _shift_top(matrix, sigma, 0 * sigma + cap, u, v)
+        return _map_top(matrix, step, lambda unit, sigma: cap / unit)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,4 @@ class SpectralWeightDecay(Constraint):
     def __call__(
         self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
     ) -> Float[Array, "*batch out in"]:
-        key = jax.random.key(0) if step.key is None else step.key
-        sigma, u, v = norms.estimate_top_singular(matrix, key)
-        return _shift_top(matrix, sigma, sigma * (1 - self.rate), u, v)
+        return _map_top(matrix, step, lambda unit, sigma: sigma * (1 - self.rate))

@@ -28,7 +28,7 @@ def rotate(x: Float[Array, "*batch time heads size"], first: Position = 0) -> Fl
     """
     half = x.shape[-1] // 2
     frequency = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.outer((first + jnp.arange(x.shape[-3])).astype(jnp.float32), frequency)
+    angle = jnp.outer((first + jnp.arange(x.shape[-3], dtype=jnp.int32)).astype(jnp.float32), frequency)
     shape = (*(1,) * (x.ndim - 3), angle.shape[0], 1, half)
     cos, sin = jnp.cos(angle).astype(x.dtype).reshape(shape), jnp.sin(angle).astype(x.dtype).reshape(shape)
     left, right = x[..., :half], x[..., half:]
@@ -52,7 +52,9 @@ def attend(
     the distance alone; distances beyond its reach share its last entry. cuDNN's flash attention runs where it can: in
     bfloat16 on a GPU, for heads of up to 128, without b; elsewhere the softmax is in float32.
     """
-    distance = (first + jnp.arange(q.shape[0]))[:, None] - jnp.arange(k.shape[0])[None, :]
+    distance = (first + jnp.arange(q.shape[0], dtype=jnp.int32))[:, None] - jnp.arange(k.shape[0], dtype=jnp.int32)[
+        None, :
+    ]
     if bias is not None:
         bias = bias.astype(jnp.float32)[:, jnp.clip(distance, 0, bias.shape[1] - 1)]
     whole = isinstance(first, int) and first == 0 and len(q) == len(k)

@@ -303,7 +303,7 @@ class GPT(AbstractModule):
         total = (2 + config.blocks_mass) * config.final_scale
         share = config.blocks_mass / (6 * config.depth) / total
         keys = jax.random.split(key, config.depth + 2)
-        rows = jax.random.normal(keys[0], (vocabulary, config.width, 1))
+        rows = jax.random.normal(keys[0], (vocabulary, config.width, 1), jnp.float32)
         rows = rows / jnp.sqrt(jnp.mean(rows**2, axis=1, keepdims=True)) * BELOW_CAP
         self.embedding = Embedding(Weight(rows, "embedding", "embedding", cap, 1 / total))
         blocks = eqx.filter_vmap(lambda key: _block(config, cap, share, key))(keys[2:])

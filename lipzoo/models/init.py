@@ -23,7 +23,7 @@ def semi_orthogonal(key: PRNGKeyArray, out_size: int, in_size: int, norm: float)
 
 def spectral(key: PRNGKeyArray, out_size: int, in_size: int) -> Float[Array, "out in"]:
     """Xavier's Gaussian matrix divided by (an upper bound of) its largest singular value (Qi et al. 2023)."""
-    matrix = jax.random.normal(key, (out_size, in_size))
+    matrix = jax.random.normal(key, (out_size, in_size), jnp.float32)
     return matrix / norms.gram_norm(matrix)
 
 
@@ -40,7 +40,7 @@ def fresh(
     keys = jax.random.split(key, math.prod(shape[:-2]))
     norm = min(1.0, cap) * BELOW_CAP
     if init == "zero":
-        array = jnp.zeros(shape)
+        array = jnp.zeros(shape, jnp.float32)
     elif init == "orthogonal":
         array = jax.vmap(lambda key: semi_orthogonal(key, out_size, in_size, norm))(keys)
     else:

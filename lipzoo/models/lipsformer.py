@@ -39,8 +39,8 @@ class WeightedResidual(AbstractResidual):
 
 def center_norm(width: int, name: str, cap: float, share: float) -> Sequential:
     """γ ⊙ d/(d-1)·(x - mean x) + β."""
-    gain = Weight(jnp.full((width, 1, 1), min(1.0, cap) * BELOW_CAP), f"{name}.gain", "gain", cap, share)
-    bias = Weight(jnp.zeros((width, 1)), f"{name}.bias", "bias", cap, share)
+    gain = Weight(jnp.full((width, 1, 1), min(1.0, cap) * BELOW_CAP, jnp.float32), f"{name}.gain", "gain", cap, share)
+    bias = Weight(jnp.zeros((width, 1), jnp.float32), f"{name}.bias", "bias", cap, share)
     return Sequential([Center(width / (width - 1)), Affine(gain, bias)])
 
 
@@ -71,7 +71,7 @@ def lipsformer_block(
 
     def residual(branch: AbstractModule, name: str) -> WeightedResidual:
         normed = Sequential([center_norm(width, f"blocks.{name}.center", cap, share), branch])
-        first = jnp.full((width, 1, 1), min(FIRST_STRENGTH, cap))
+        first = jnp.full((width, 1, 1), min(FIRST_STRENGTH, cap), jnp.float32)
         return WeightedResidual(normed, Weight(first, f"blocks.{name}.strength", "gain", cap, share))
 
     q, k, v = (matrix(index, name, head_shape) for index, name in enumerate("qkv"))

@@ -124,7 +124,7 @@ def _linear(
 ) -> Linear:
     role, init = ("head" if name == "head" else "hidden"), ("zero" if zero else "orthogonal")
     matrix = fresh(key, (out_size, in_size), name=name, role=role, cap=cap, share=share, init=init)
-    column = Weight(jnp.zeros((out_size, 1)), f"{name}.bias", "bias", cap, share) if bias else None
+    column = Weight(jnp.zeros((out_size, 1), jnp.float32), f"{name}.bias", "bias", cap, share) if bias else None
     return Linear(matrix, column)
 
 

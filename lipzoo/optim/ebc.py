@@ -1,8 +1,8 @@
 """Ellipsotope-Budgeted Clipping (EBC): a trust region in the space of predictions, around any optimizer.
 
 A step Δw moves the logits of a probe by Δz = J·Δw to first order (J the Jacobian, Δz ∈ ℝ^(tokens × classes)), and the
-predictions p = softmax(z) by KL(p_z ‖ p_(z+Δz)). The whole step is multiplied by one c ≤ 1 so that the mean over tokens
-of this divergence is at most δ nats, by one of two routes:
+predictions p = softmax(z) by KL(p_z ‖ p_(z+Δz)). The whole step of the optimizer, before weight decay and constraints,
+is multiplied by one c ≤ 1 to keep the mean over tokens of this divergence at or below δ nats, by one of two routes:
 
 **`l1`, `l2`: the published budget.** The Fisher matrix diag(p) - ppᵀ of a softmax has eigenvalues of at most ½, hence
 KL ≤ ¼‖Δz‖² (for any Δz; the shift of a token's logits that changes nothing is taken off first), and
@@ -12,7 +12,8 @@ gives
     ‖Δz‖ ≤ S = Σ_l β_l ‖Δw_l‖ ("l1")   ≤   √L·√(Σ_l (β_l ‖Δw_l‖)²) ("l2", by Cauchy and Schwarz),
 
 and c = min(1, τ/S). β_l is old (a few layers are measured in turn) and belongs to another direction; `safety` is to
-make good for that. Both inequalities are far from tight.
+make good for that. Both inequalities are far from tight, but old βs, other directions and what is beyond first order
+are in no bound: with this route δ is a target, not a promise.
 
 **`exact`: the divergence itself.** With d = Δz of one token, the divergence is a cumulant generating function,
 
@@ -23,13 +24,17 @@ KL₂ = ½·mean Var_p(d). Scaling the step by c scales d by c and KL₂ by c²,
 
     c = min(1, √(δ/KL₂))
 
-makes the divergence δ(1 + O(√δ)) wherever c < 1. No layers, no staleness, no inequality: δ means what it says. In the
-units of the other route S = √(2·tokens·KL₂) and τ = √(2·tokens·δ).
+makes the divergence δ(1 + O(√δ)) wherever c < 1. No layers, no staleness, no inequality. In the units of the other
+route S = √(2·tokens·KL₂) and τ = √(2·tokens·δ).
 
-The terms left out can be measured, by running the probe once more with the clipped step. Calibration
-(`lipzoo.optim.ebc_control`) does so now and then, and multiplies S by a moving average of ρ = √(KL measured/(c²·KL₂)).
-`refine` does so in every step: c' = min(1, c·√(δ/KL(c))). If KL(c) = a·c²·(1 + b·c) with x = b·c, the first c ends at
-δ(1 + x), and c' = c/√(1 + x) at δ(1 + x/√(1 + x))/(1 + x) = δ(1 - x²/2 + …): what was of first order is gone.
+The terms left out are measured in every step, by running the probe once more with the clipped step; where the
+divergence is above δ, c is shrunk until it is not (`shrink_until`). So with `exact` the divergence on the probe *is* at
+most δ, as measured in the precision of the model, in every step.
+
+That leaves it below δ by what the first c was too small by. Calibration (`lipzoo.optim.ebc_control`) multiplies S by a
+moving average of ρ = √(KL measured/(c²·KL₂)). `refine` corrects every step: c' = min(1, c·√(δ/KL(c))). If KL(c) =
+a·c²·(1 + b·c) with x = b·c, the first c ends at δ(1 + x), and c' = c/√(1 + x) at δ(1 + x/√(1 + x))/(1 + x) =
+δ(1 - x²/2 + …): what was of first order is gone.
 
 **Which δ.** With a learning rate l, KL₂ goes as l²: a constant δ clips the high learning rates and leaves the low ones
 at the end of a schedule alone; `target_schedule lr` multiplies δ by (l/l_peak)², so that c does not depend on the
@@ -46,7 +51,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lipzoo.optim.ebc_control import ControllerConfig, GuardConfig, SurrogateConfig
 from lipzoo.weight import Weight, map_weights, weights
@@ -56,6 +61,8 @@ LogitsFn = Callable[[Any], Float[Array, "tokens classes"]]
 Scalar = Float[Array, ""]
 PROBE_FRACTION = 32
 """The probe is this part of a batch unless told otherwise: per token, a JVP costs about as much as a training step."""
+MOST_TRIES = 8
+"""Smaller steps tried where the divergence is above δ; each may be an eighth of the one before."""
 MATRIX_AXES = {"embedding": 3, "gain": 3}
 """Axes of a matrix that is not stacked, by role, where they are not 2: rows or entries of one table are one layer."""
 
@@ -65,13 +72,15 @@ class EBCConfig:
     """The part of a recipe that describes the trust region. Options of β are not for `exact`."""
 
     enable: bool = False
-    """Clip every step's effect on the predictions."""
+    """Limit every step's effect on the predictions."""
     target_kl: float = 0.05
-    """δ: the largest KL divergence between predictions before and after a step, in nats per token."""
+    """δ: the KL divergence between predictions before and after the optimizer's step (decay and constraint not
+    counted), in nats per token of the probe: the most that exact allows, what l1 and l2 aim below."""
     target_schedule: Literal["constant", "lr"] = "constant"
     """Whether δ stays, or goes with the square of the learning rate's schedule."""
     aggregate: Aggregate = "l1"
-    """l1, l2: the published budgets over layers; exact: one derivative along the whole update."""
+    """l1, l2: the published budgets over layers, estimates that keep no limit; exact: one derivative along the whole
+    update, and a measurement that holds every step within the target."""
     update_every: int = 20
     """Steps between measurements: of β for some layers, and of the applied KL."""
     probe_layers: int = 2
@@ -87,7 +96,8 @@ class EBCConfig:
     center_logits: bool = True
     """Take the mean over classes off the change of each token's logits before its norm."""
     refine: int = 0
-    """For exact: how often each step corrects c by the divergence that it really causes; once costs a forward pass."""
+    """For exact: how often each step corrects c, up or down, by the divergence that it really causes, before it is held
+    within the target; once costs a forward pass of the probe."""
     include_embed_out: bool = False
     """Count embedding and head as layers too; exact always takes the whole update."""
     probe_tokens: int = 0
@@ -146,7 +156,7 @@ class EBCState(NamedTuple):
     """S, calibrated."""
     c: Scalar
     kl: Scalar
-    """Applied KL when it was last measured, in nats per token."""
+    """Applied KL when it was last measured (in every step, with `exact`), in nats per token."""
     rho: Scalar
     """‖Δz‖/(c·S) when it was last measured."""
 
@@ -164,7 +174,7 @@ def clip_by_predictions(config: EBCConfig) -> optax.GradientTransformationExtraA
     """
 
     def init(params: Any) -> EBCState:
-        beta = jnp.zeros(sum(count for _, count in _layers(config, params).values()))
+        beta = jnp.zeros(sum(count for _, count in _layers(config, params).values()), jnp.float32)
         target, one, zero = config.target_kl, 1.0, 0.0
         scalars = [target, target, zero, one, one, one, one, one, zero, one]
         # Every field is an array of its own, since the compiled step is given its state's buffers.
@@ -181,7 +191,7 @@ def clip_by_predictions(config: EBCConfig) -> optax.GradientTransformationExtraA
         **others: Any,
     ) -> tuple[Any, EBCState]:
         step = jax.tree.map(lambda u: -lr * u, updates)
-        schedule = fraction**2 if config.target_schedule == "lr" else jnp.ones(())
+        schedule = fraction**2 if config.target_schedule == "lr" else jnp.ones((), jnp.float32)
         clip = _clip_exact if config.aggregate == "exact" else _clip_by_layers
         state = clip(config, state, schedule, logits_fn, params, step)
         state = _control(config, state, schedule, functools.partial(_measure, config, logits_fn, params, step, state))
@@ -223,15 +233,41 @@ def _clip_by_layers(
 def _clip_exact(
     config: EBCConfig, state: EBCState, schedule: Scalar, logits_fn: LogitsFn, params: Any, step: Any
 ) -> EBCState:
-    """τ, S and c of one derivative along the whole step."""
+    """τ, S and c of one derivative along the whole step, and the divergence that the step with this c causes."""
     logits, change = jax.jvp(logits_fn, (params,), (step,))
     budget = jnp.sqrt(fisher_variance(logits, change).sum()) * config.surrogate.factor(state.surrogate)
-    tau = state.tau_scale * jnp.sqrt(2 * len(logits) * state.delta * schedule)
+    limit = state.tau_scale**2 * state.delta * schedule
+    tau = jnp.sqrt(2 * len(logits) * limit)
+
+    def caused(c: Scalar) -> Scalar:
+        return mean_kl(logits, logits_fn(_moved(params, step, c)))
+
     c = _quotient(tau, budget)
     for _ in range(config.refine):
-        kl = mean_kl(logits, logits_fn(_moved(params, step, c)))
-        c = jnp.where(kl > 0, jnp.minimum(c * tau / jnp.sqrt(2 * len(logits) * kl), 1.0), c)
-    return state._replace(tau=tau, budget=budget, c=c)
+        kl = caused(c)
+        c = jnp.where(kl > 0, jnp.minimum(c * jnp.sqrt(limit / kl), 1.0), c)
+    c, kl = shrink_until(caused, c, limit)
+    return state._replace(tau=tau, budget=budget, c=c, kl=kl)
+
+
+def shrink_until(caused: Callable[[Scalar], Scalar], c: Scalar, limit: Scalar) -> tuple[Scalar, Scalar]:
+    """The first of c, c', c'', … that causes a divergence of at most `limit`, and what it causes.
+
+    c' = 0.9999·c·√(limit/KL(c)), which would do if KL were a square, but at least c/8, also where KL is no number.
+    After `MOST_TRIES` of them comes 0, a step that changes nothing.
+    """
+
+    def above(carry: tuple[Scalar, Scalar, Scalar]) -> Bool[Array, ""]:
+        return ~(carry[1] <= limit)
+
+    def measure(carry: tuple[Scalar, Scalar, Scalar]) -> tuple[Scalar, Scalar, Scalar]:
+        c, kl, tries = carry
+        smaller = c * jnp.clip(jnp.nan_to_num(0.9999 * jnp.sqrt(limit / kl)), 1 / 8, 0.9999)
+        c = jnp.where(tries == 0, c, jnp.where(tries <= MOST_TRIES, smaller, 0))
+        return c, jnp.where(c > 0, caused(c), 0), tries + 1
+
+    c, kl, _ = jax.lax.while_loop(above, measure, (c, jnp.full_like(c, jnp.inf), jnp.zeros_like(c)))
+    return c, kl
 
 
 def _quotient(tau: Scalar, budget: Scalar) -> Scalar:
@@ -264,7 +300,7 @@ def _one_layer(config: EBCConfig, step: Any, layer: Int[Array, ""]) -> Any:
 
     def mask(weight: Weight) -> Weight:
         first, count = table.get(weight.name, (-1, 1))
-        keep = first + jnp.arange(count) == layer
+        keep = first + jnp.arange(count, dtype=jnp.int32) == layer
         rows = weight.array.reshape(count, -1)
         return weight.with_array(jnp.where(keep[:, None], rows, 0).reshape(weight.array.shape))
 
@@ -323,8 +359,8 @@ def _refresh(
 
     early = (now < config.beta_full_sweep) & (now & (now - 1) == 0)
     everything = early | (now % config.beta_full_sweep == 0)
-    turn = (now // config.update_every * few + jnp.arange(few)) % layers
-    branches = [lambda: state.beta, lambda: sweep(turn), lambda: sweep(jnp.arange(layers))]
+    turn = (now // config.update_every * few + jnp.arange(few, dtype=jnp.int32)) % layers
+    branches = [lambda: state.beta, lambda: sweep(turn), lambda: sweep(jnp.arange(layers, dtype=jnp.int32))]
     return jax.lax.switch(jnp.where(everything, 2, (now % config.update_every == 0).astype(jnp.int32)), branches)
 
 
@@ -341,13 +377,14 @@ def _moved(params: Any, step: Any, c: Scalar) -> Any:
 
 
 def _measure(config: EBCConfig, logits_fn: LogitsFn, params: Any, step: Any, state: EBCState) -> tuple[Scalar, Scalar]:
-    """Applied KL and ρ of the clipped step, by running the probe before and after it."""
+    """Applied KL and ρ of the clipped step: for `exact` known already, else by running the probe before and after."""
+    expected = state.c * state.budget
+    if config.aggregate == "exact":
+        tokens = jax.eval_shape(logits_fn, params).shape[0]
+        return state.kl, jnp.where(expected > 0, jnp.sqrt(2 * tokens * state.kl) / expected, 1.0)
     before = logits_fn(params)
     after = logits_fn(_moved(params, step, state.c))
-    kl = mean_kl(before, after)
-    moved = jnp.sqrt(2 * len(before) * kl) if config.aggregate == "exact" else _size(config, after - before)
-    expected = state.c * state.budget
-    return kl, jnp.where(expected > 0, moved / expected, 1.0)
+    return mean_kl(before, after), jnp.where(expected > 0, _size(config, after - before) / expected, 1.0)
 
 
 def _control(

@@ -16,7 +16,7 @@ from lipzoo.errors import UserError
 from lipzoo.loop import train
 from lipzoo.models import GPT, MLP, GPTConfig
 from lipzoo.optim import EBCConfig, OptimizerConfig
-from lipzoo.optim.ebc import clip_by_predictions, mean_kl, telemetry
+from lipzoo.optim.ebc import clip_by_predictions, mean_kl, shrink_until, telemetry
 from lipzoo.optim.ebc_control import ControllerConfig, GuardConfig, SurrogateConfig
 from lipzoo.report import read_metrics
 from lipzoo.sharding import batched, make_mesh
@@ -265,6 +265,41 @@ def test_refinement_takes_off_the_error_of_first_order(delta, getkey):
     assert errors[2] < max(errors[1], 1e-3)
 
 
+@pytest.mark.parametrize("refine", [0, 1])
+def test_the_divergence_on_the_probe_is_at_most_the_target(refine, getkey):
+    """Whatever the seed and however high the learning rate: unrefined first steps once reached 1.82 δ at δ = 0.1."""
+    for _ in range(12):
+        model, updates, x = problem(getkey)
+        before = numpy_logits(arrays(model), x)
+        for delta in (0.1, 1.0):
+            for lr in (0.3, 5.0, 1e3):
+                config = EBCConfig(aggregate="exact", target_kl=delta, refine=refine)
+                clipped, state = clip(config, model, updates, x, lr)
+                moved = [w - lr * u for w, u in zip(arrays(model), arrays(clipped), strict=True)]
+                kl = numpy_kl(before, numpy_logits(moved, x))
+                assert kl <= delta * (1 + 1e-4)
+                assert kl >= 0.05 * delta or float(state.c) == 1
+                assert float(state.kl) == pytest.approx(kl, rel=1e-3)
+
+
+LINES = {
+    "a square": (lambda c: 9 * c**2, 1 / 3),
+    "steeper": (lambda c: 9 * c**2 + 90 * c**6, 0.28),
+    "no number": (lambda c: jnp.where(c > 0.01, jnp.nan, c), 1 / 64),
+    "infinite": (lambda c: jnp.where(c > 0.01, jnp.inf, c), 1 / 64),
+    "never": (lambda c: jnp.full_like(c, jnp.nan), 0.0),
+    "below": (lambda c: 0.5 * c, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_steps_shrink_until_they_cause_no_more_than_the_limit(name):
+    caused, expected = LINES[name]
+    c, kl = shrink_until(caused, jnp.float32(1), jnp.float32(1))
+    assert float(c) == pytest.approx(expected, rel=0.1)
+    assert float(kl) <= 1
+
+
 def test_the_loops_follow_their_formulas():
     one = jnp.float32(1)
     controller = ControllerConfig(period=20, halflife=20.0, kp=0.15, ki=0.02)
@@ -407,7 +442,7 @@ def test_the_measured_divergence_is_the_target_where_a_step_is_clipped(optimizer
     clipped = told["ebc_c"] < 1
     assert clipped.sum() > 20
     np.testing.assert_allclose(told["ebc_kl"][clipped], 1e-3, rtol=0.2)
-    assert told["ebc_kl"].max() <= 1.2e-3
+    assert told["ebc_kl"].max() <= 1e-3
 
 
 @pytest.mark.parametrize("ebc", [EXACT, LOOPS], ids=["exact", "loops"])
