@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -62,10 +62,16 @@ class Certificate:
     statement: str
 
     @staticmethod
-    def of(model: AbstractModule, radius: float = 1.0, window: int | None = None) -> "Certificate":
+    def of(
+        model: AbstractModule,
+        radius: float = 1.0,
+        window: int | None = None,
+        watch: Callable[[], None] = lambda: None,
+    ) -> "Certificate":
         """The certificate of a model in memory, for inputs of RMS norm at most `radius` (1 for pixels in [0, 1]).
 
-        `window` is the number of tokens in a sequence, which the published formula of LipsFormer wants to know.
+        `window` is the number of tokens in a sequence, which the published formula of LipsFormer wants to know; `watch`
+        is called when a matrix was measured.
 
         **Raises:** ValueError if a weight holds NaN or infinite entries, if two weights share a name, if there are
         none, or if the radius is not positive and finite.
@@ -75,7 +81,7 @@ class Certificate:
         if not 0 < radius < math.inf:
             raise ValueError(f"the radius of the inputs must be positive and finite, got {radius}")
         model = jax.tree.map(np.asarray, model)  # Blocks of a stack are then views of it.
-        start, exact = Bound(radius, 0.0), _Exact()
+        start, exact = Bound(radius, 0.0), _Exact(watch)
         certified = _without_nan(model.bound(start, exact))
 
         def share(name: str) -> float:
@@ -134,7 +140,7 @@ class Certificate:
         return Group(layers, bounds, Text(self.statement, style="dim"))
 
     def __str__(self) -> str:
-        console = Console(width=100, no_color=True)
+        console = Console(width=100, no_color=True, markup=False, emoji=False)
         with console.capture() as capture:
             console.print(self)
         return capture.get()
@@ -163,8 +169,9 @@ def _statement(model: AbstractModule, radius: float) -> str:
 class _Exact:
     """`exact_norm`, each computed once: a bound may look at a weight as a whole and head by head."""
 
-    def __init__(self):
+    def __init__(self, watch: Callable[[], None]):
         self._norms: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+        self._watch = watch
 
     def __call__(self, weight: Weight) -> np.ndarray:
         key = (weight.name, tuple(weight.array.shape))
@@ -173,6 +180,7 @@ class _Exact:
                 self._norms[key] = np.asarray(exact_norm(weight))
             except ValueError as error:
                 raise ValueError(f"{weight.name}: {error}") from error
+            self._watch()
         return self._norms[key]
 
 

@@ -16,7 +16,7 @@ def plot_run(run: Path, caps: Mapping[str, float], title: str) -> Path:
     train = [record for record in records if "loss" in record]
     validation = [record for record in records if "val_loss" in record]
     figure = Figure(figsize=(13, 3.8), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     loss, accuracy, norms = figure.subplots(1, 3)
     _curves(loss, "loss", train, validation)
     _curves(accuracy, "accuracy", train, validation)

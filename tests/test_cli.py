@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from lipzoo import cli
 from lipzoo.cli import main, parse
 from lipzoo.errors import UserError
 from lipzoo.optim import EBCConfig
 from lipzoo.processes import ProcessConfig
+from lipzoo.unused import named_fields
 from recipes import cifar_mlp, digits_mlp
 from tests.test_recipe import PARTS
 
@@ -46,7 +46,7 @@ def test_every_flag_has_a_help_line(monkeypatch, capsys):
     assert status == 0
     text = re.sub(r"\s+", " ", out)
     options = [field.name for part in [*PARTS.values(), ProcessConfig] for field in dataclasses.fields(part)]
-    options += cli._flat({"ebc": dataclasses.asdict(EBCConfig())})
+    options += named_fields({"ebc": dataclasses.asdict(EBCConfig())})
     assert all(f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}," in text for name in options)
     assert text.count(". (default:") == len(options) + len(["name", "run_dir", "resume"])
 
@@ -60,7 +60,10 @@ MISTAKES = [
     (["--sigma-max", "inf"], "the cap of layers.0 must lie between"),
     (["--lr", "-1"], "--lr must be positive"),
     (["--lr", "500"], "--lr 500 is too high for layers.0: soft-cap absorbs updates"),
-    (["--constraint-overrides", "nose=none"], "no layer is called 'nose'; the layers are layers.0, layers.1, head"),
+    (
+        ["--constraint-overrides", "nose=none"],
+        "is called 'nose'; those are layers.0, layers.1, head",
+    ),
     (["--mesh", "64"], "--mesh 64 needs 64 devices, but there are 8 (cpu)"),
     (["--resume", "/nowhere"], "/nowhere holds no recipe.json"),
     (["--run-dir", "/dev/null/run"], "cannot write to /dev/null/run"),
