@@ -79,9 +79,7 @@ def parse(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe] |
     if stored is not None:
         _check_unchanged(stored, line.recipe)
     if stored is not None and line.run_dir is not None:
-        raise UserError(
-            "--run-dir has no effect beside --resume, which goes on in the same directory: leave it out"
-        )
+        raise UserError("--run-dir has no effect beside --resume, which goes on in the same directory: leave it out")
     if refusal := unused_refusal(stored or variant or default, line.recipe):
         raise UserError(refusal)
     return line

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import grain
 import jax
@@ -28,8 +29,18 @@ from lipzoo.processes import Ending, end, in_all, is_first
 from lipzoo.recipe import Recipe
 from lipzoo.report import Diverged, Reporter
 from lipzoo.sharding import make_mesh, place, process_rows
-from lipzoo.terminal import handling, make_console
-from lipzoo.train import Evaluate, State, all_finite, init_state, layer_norms, make_evaluate, make_train_step, seal
+from lipzoo.terminal import abandonable, handling, make_console
+from lipzoo.train import (
+    Evaluate,
+    State,
+    TrainStep,
+    all_finite,
+    init_state,
+    layer_norms,
+    make_evaluate,
+    make_train_step,
+    seal,
+)
 from lipzoo.weight import weights
 
 
@@ -76,7 +87,8 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
     finally:
         checkpoints.close()
     if interrupted:
-        console.print(f"saved step {step}; go on with --resume {run}", soft_wrap=True)
+        saved = f"saved step {step}" if step else "no step was done"
+        console.print(f"{saved}; go on with --resume {run}", soft_wrap=True)
         return 128 + interrupted
     with _interruptible(lambda: f"the run is complete and saved; python -m lipzoo.certify {run} certifies it"):
         return _finish(recipe, run, console) if is_first() else 0
@@ -134,7 +146,11 @@ class _Loop:
             for step in range(start + 1, training.steps + 1):
                 if train_step is None or window != self.recipe.window_at(step):
                     window = self._announce(step)
-                    train_step = make_train_step(self.recipe, mesh, data.white, window)
+                    function = make_train_step(self.recipe, mesh, data.white, window)
+                    with report.waiting("compiling", None):
+                        train_step = self._compiled(function, state, mesh, received)
+                    if train_step is None:
+                        return self._left_compiling(step - 1, state), received[0]
                 state, metrics = train_step(state, place(next(self.stream), mesh))
                 report.step(step, metrics)
                 if step == training.steps or step % training.log_interval == 0:
@@ -150,6 +166,22 @@ class _Loop:
         if window < self.recipe.window_at(self.recipe.training.steps) or step > 1:
             self.console.print(f"step {step}: attention looks back {window:,} tokens (compiling)")
         return window
+
+    def _compiled(self, function: Any, state: State, mesh: Mesh, received: list[int]) -> TrainStep | None:
+        """The step, compiled; in a run of one process a signal does not wait for the compiler, and None is returned."""
+        here = self.stream.get_state()
+        batch = place(next(self.stream), mesh)
+        self.stream.set_state(here)
+        if jax.process_count() > 1:
+            return function.lower(state, batch).compile()
+        return abandonable(lambda: function.lower(state, batch).compile(), lambda: bool(received))
+
+    def _left_compiling(self, step: int, state: State) -> int:
+        """Saves the last step, unless that is the first state or was saved when the step ended."""
+        if step and step not in self.checkpoints.steps():
+            self._check_finite(state, step)
+            self._save(state, {})
+        return step
 
     def _milestone(self, step: int, state: State, watcher: "_Watcher") -> tuple[State, int]:
         """Seals, validates and saves where it is due, and saves where a signal ends the run: its number is returned.

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO, TypeVar
 
 from rich.console import Console
 from tyro.constructors import PrimitiveConstructorSpec
@@ -21,6 +21,9 @@ from tyro.constructors import PrimitiveConstructorSpec
 from lipzoo.errors import Interrupted, UserError
 from lipzoo.files import expanded
 
+T = TypeVar("T")
+ABANDONED = "called off"
+"""The name of a thread that nobody waits for any more."""
 SPELLED = {
     **{"≤": "<=", "≥": ">=", "‖": "||", "→": ">", "×": "x", "…": ".", "–": "-", "’": "'", "′": "'"},
     **{"ℓ": "l", "₂": "2", "½": "1/2", "√": "sqrt ", "∞": "inf", "Σ": "sum "},
@@ -67,8 +70,8 @@ def make_console(**options: Any) -> Console:
 def guarded(command: Callable[[], int]) -> int:
     """Runs a command and returns its status.
 
-    A user's mistake, a full disk or a lack of memory ends in one sentence on stderr and status 2, a signal n in 128 + n;
-    a reader of the output that has gone (`… | head`) ends it silently, as SIGPIPE would.
+    A user's mistake, a full disk or a lack of memory ends in one sentence on stderr and status 2, a signal n in
+    128 + n; a reader of the output that has gone (`… | head`) ends it silently, as SIGPIPE would.
     """
     _prepare_streams()
     with _signals_raised():
@@ -78,6 +81,8 @@ def guarded(command: Callable[[], int]) -> int:
     except OSError as error:
         _discard(sys.stdout)
         status = status or _told(error)
+    if any(thread.name == ABANDONED for thread in threading.enumerate()):
+        os._exit(status)  # Python would wait for it.
     return status
 
 
@@ -109,9 +114,11 @@ def _lacks_memory(error: Exception) -> bool:
 
 def _told(error: OSError) -> int:
     if isinstance(error, BrokenPipeError):
-        _discard(sys.stdout)
+        for stream in (sys.stdout, sys.stderr):
+            _discard(stream)
         return 128 + 13  # SIGPIPE, which Windows does not name.
-    return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    place = error.filename or "the output"
+    return _fail(f"{error.strerror}: {place}" if error.strerror else str(error))
 
 
 def _fail(message: str, status: int = 2) -> int:
@@ -133,7 +140,7 @@ def _prepare_streams() -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """What is written to a stream goes nowhere from now on; so does what waits in it, which Python writes at its end."""
+    """What is written to a stream goes nowhere from now on, and so does what waits in it for Python to end."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -176,6 +183,33 @@ def outliving_readers() -> Iterator[None]:
         sys.stdout.flush()
     finally:
         sys.stdout, sys.stderr = before
+
+
+def abandonable(work: Callable[[], T], called_off: Callable[[], bool]) -> T | None:
+    """What `work` returns, or None once it is called off.
+
+    For long calls that do not come back to Python, which handles signals in its main thread alone: they run in another
+    one. What was called off is not ended: it goes on until it is done or `guarded` leaves.
+    """
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive() and not called_off():
+        thread.join(0.05)
+    if failure:
+        raise failure[0]
+    if result:
+        return result[0]
+    thread.name = ABANDONED
+    return None
 
 
 def in_main_thread() -> bool:
