@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import AvoidSubcommands, arg
 
 from lipzoo.errors import UserError
-from lipzoo.fields import flag
+from lipzoo.fields import flag, number_refusal
 from lipzoo.processes import ProcessConfig, timestamp
 from lipzoo.recipe import Recipe
 from lipzoo.terminal import UserPath, outliving_readers
@@ -80,7 +80,7 @@ def parse(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe] |
         _check_unchanged(stored, line.recipe)
     if stored is not None and line.run_dir is not None:
         raise UserError("--run-dir has no effect beside --resume, which goes on in the same directory: leave it out")
-    if refusal := unused_refusal(stored or variant or default, line.recipe):
+    if refusal := number_refusal(line.recipe) or unused_refusal(stored or variant or default, line.recipe):
         raise UserError(refusal)
     return line
 

@@ -27,7 +27,7 @@ from lipzoo.files import write_text
 from lipzoo.plots import plot_run
 from lipzoo.processes import Ending, end, in_all, is_first
 from lipzoo.recipe import Recipe
-from lipzoo.report import Diverged, Reporter
+from lipzoo.report import Diverged, Reporter, check_packages
 from lipzoo.sharding import make_mesh, place, process_rows
 from lipzoo.terminal import abandonable, handling, make_console
 from lipzoo.train import (
@@ -114,6 +114,8 @@ def _prepare(recipe: Recipe, run: Path, *, resume: bool) -> tuple[Recipe, Images
     """The complete recipe and its data, and the run's directory made."""
     if recipe.constraint.seal and jax.process_count() > 1:
         raise UserError("sealing needs all weights in one process: add --no-seal, or train with one process")
+    if is_first():
+        check_packages(recipe)
     recipe = recipe.complete()
     data = recipe.data.load(recipe.training.seed)
     if is_first():

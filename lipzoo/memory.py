@@ -62,10 +62,14 @@ def memory_refusal(
         return _sentence("a batch", batch, host, "--batch-size" + (" or --seq-len" if length > 1 else ""))
     # Without a word about parts there are as many as it takes, down to one example each.
     examples = max(data.batch_size // accum_steps, 1) if accum_steps else 1
-    logits = 4 * classes * length * examples
-    if devices is not None and state + logits > devices:
-        remedy = "--batch-size or raise --accum-steps" if examples > 1 else "--seq-len"
-        return _sentence("a step", state + logits, devices, remedy)
+    step = state + 4 * classes * length * examples
+    if (
+        isinstance(model, GPTConfig) and jax.default_backend() == "cpu"
+    ):  # Elsewhere scores need not be all there at once.
+        step += 2 * model.heads * length**2
+    if devices is not None and step > devices:
+        remedy = "--batch-size or --seq-len, or raise --accum-steps" if examples > 1 else "--seq-len"
+        return _sentence("a step", step, devices, remedy)
     return None
 
 

@@ -171,6 +171,7 @@ class Recipe:
         """Raises UserError, in one sentence that names the flag, if the recipe cannot be run or keep its promise."""
         refusal = (
             number_refusal(self)
+            or (None if self.name.isprintable() else f"--name must be printable text, got {self.name!r}")
             or self.model.refusal()
             or self.data.refusal()
             or self.training.refusal(self.data.batch_size)

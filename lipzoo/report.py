@@ -1,6 +1,7 @@
 """What a run tells: progress on the terminal, metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import contextlib
+import importlib
 import json
 import math
 import time
@@ -156,16 +157,23 @@ def _truncate(path: Path, start: int) -> None:
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
-def _optional_sinks(run: Path, recipe: Recipe, start: int, closing: contextlib.ExitStack) -> list[Sink]:
-    makers = [(recipe.training.tensorboard, "tensorboard", _tensorboard), (recipe.training.wandb, "wandb", _wandb)]
-    sinks = []
-    for wanted, extra, make in makers:
+def check_packages(recipe: Recipe) -> None:
+    """Raises UserError if a package is missing that the recipe asks for; to be called before a run is begun."""
+    training = recipe.training
+    for wanted, extra, package in (
+        (training.tensorboard, "tensorboard", "tensorboardX"),
+        (training.wandb, "wandb", "wandb"),
+    ):
         if wanted:
             try:
-                sinks.append(make(run, recipe, start, closing))
+                importlib.import_module(package)
             except ImportError as error:
                 raise UserError(f"--{extra} needs a package: pip install 'lipzoo[{extra}]'") from error
-    return sinks
+
+
+def _optional_sinks(run: Path, recipe: Recipe, start: int, closing: contextlib.ExitStack) -> list[Sink]:
+    makers = [(recipe.training.tensorboard, _tensorboard), (recipe.training.wandb, _wandb)]
+    return [make(run, recipe, start, closing) for wanted, make in makers if wanted]
 
 
 def flat(record: Record) -> dict[str, float]:

@@ -51,8 +51,8 @@ class CommandLine:
             raise UserError(refusal)
         if self.length < 0 or self.top_k < 0:
             raise UserError("--length and --top-k must be at least 0")
-        if self.temperature < 0:
-            raise UserError(f"--temperature must be at least 0, got {self.temperature}")
+        if not 0 <= self.temperature <= 1e6:
+            raise UserError(f"--temperature must be at least 0 and at most a million, got {self.temperature}")
         if self.seed < 0:
             raise UserError(f"--seed must be at least 0, got {self.seed}")
 

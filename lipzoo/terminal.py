@@ -36,6 +36,10 @@ def _user_path(parts: list[str]) -> Path:
     (text,) = parts
     if not text:  # As a path it would be the current directory.
         raise ValueError("the path is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the path is not UTF-8, as the storage of checkpoints needs it") from None
     return expanded(text)
 
 
@@ -122,8 +126,9 @@ def _told(error: OSError) -> int:
 
 
 def _fail(message: str, status: int = 2) -> int:
+    line = message.replace("\n", "\\n")  # As names of files may hold it.
     try:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {line}", file=sys.stderr, flush=True)
     except OSError:
         _discard(sys.stderr)
     return status

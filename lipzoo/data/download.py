@@ -24,10 +24,12 @@ POINTER_BYTES = 1024
 
 def cache_dir() -> Path:
     """`$LIPZOO_DATA_DIR`, by default ~/.cache/lipzoo. Raises UserError if there is no home directory for it."""
+    place = os.environ.get("LIPZOO_DATA_DIR") or "~/.cache/lipzoo"
     try:
-        return expanded(os.environ.get("LIPZOO_DATA_DIR") or "~/.cache/lipzoo")
+        return expanded(place)
     except UserError as error:
-        raise UserError(f"{error}: set LIPZOO_DATA_DIR to where data are to lie") from error
+        remedy = "set LIPZOO_DATA_DIR to a folder without ~"
+        raise UserError(f"data are to lie in {place}, but there is no such home directory: {remedy}") from error
 
 
 def fetch(url: str, path: Path, sha256: str) -> bytes:
