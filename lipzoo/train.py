@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -39,6 +39,7 @@ AHEAD = 2
 FULL = Mask()
 
 
+@runtime_checkable
 class Evaluate(Protocol):
     """A model's loss and accuracy over every test split."""
 

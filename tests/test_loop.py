@@ -298,16 +298,17 @@ def test_a_signal_before_the_first_step_and_after_the_last_says_what_is_saved(tm
         raise KeyboardInterrupt
 
     run, recipe = tmp_path / "run", make(**SMALL_RUN)
-    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="has written nothing") as early:
-        patched.setattr(type(recipe.data), "load", interrupt)
-        train(recipe, run, resume=False)
-    assert early.value.number == signal.SIGINT
-    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="no step was done; go on with --resume"):
-        patched.setattr(loop, "init_state", interrupt)
-        train(recipe, run, resume=False)
-    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="complete and saved; python -m lipzoo"):
-        patched.setattr(loop, "certify", interrupt)
-        train(recipe, run, resume=True)
+    moments = [
+        (type(recipe.data), "load", "has written nothing"),
+        (loop, "init_state", "no step was done; go on with --resume"),
+        (loop, "certify", "complete and saved; python -m lipzoo.certify"),
+    ]
+    for owner, name, message in moments:
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, interrupt)
+            with pytest.raises(Interrupted, match=message) as end:
+                train(recipe, run, resume=run.exists())
+        assert end.value.number == signal.SIGINT
     assert lipzoo.load(run).step == 60
 
 
