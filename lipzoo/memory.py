@@ -63,6 +63,7 @@ def memory_refusal(
     # Without a word about parts there are as many as it takes, down to one example each.
     examples = max(data.batch_size // accum_steps, 1) if accum_steps else 1
     step = state + 4 * classes * length * examples
+    # Elsewhere the scores of attention need not be all there at once.
     if isinstance(model, GPTConfig) and jax.default_backend() == "cpu":
         step += 2 * model.heads * length**2
     if devices is not None and step > devices:

@@ -16,15 +16,15 @@ PATIENCE = 30.0
 class Wait:
     """One wait for so many parts; None where nobody knows how many."""
 
-    def __init__(self, progress: Progress, what: str, total: float | None):
+    def __init__(self, progress: Progress, what: str, total: int | None):
         self._progress = progress
         self._what = what
         self._task = progress.add_task(what, total=total, rate="", status="")
         self._start = self._told = time.monotonic()
-        self._done = 0.0
+        self._done = 0
         self._total = total
 
-    def advance(self, parts: float = 1.0) -> None:
+    def advance(self, parts: int = 1) -> None:
         """Notes that so many parts more are done."""
         self._done += parts
         self._progress.update(self._task, completed=self._done)
@@ -51,7 +51,7 @@ class Wait:
 
 
 @contextlib.contextmanager
-def part_of(progress: Progress, what: str, total: float | None) -> Iterator[Wait]:
+def part_of(progress: Progress, what: str, total: int | None) -> Iterator[Wait]:
     """A wait as one more line of a progress that is shown already."""
     wait = Wait(progress, what, total)
     try:
@@ -62,7 +62,7 @@ def part_of(progress: Progress, what: str, total: float | None) -> Iterator[Wait
 
 @contextlib.contextmanager
 def waiting(
-    what: str, total: float | None, console: Console | None = None, columns: tuple[ProgressColumn, ...] = ()
+    what: str, total: int | None, console: Console | None = None, columns: tuple[ProgressColumn, ...] = ()
 ) -> Iterator[Wait]:
     """A wait of its own, by default on stderr, so that what a command prints on stdout is its result alone."""
     console = console or make_console(stderr=True)

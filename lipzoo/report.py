@@ -73,7 +73,7 @@ class Reporter:
         """Whether the run has this validation already, from before it was resumed."""
         return step in self._validated
 
-    def waiting(self, what: str, parts: float | None) -> contextlib.AbstractContextManager[Wait]:
+    def waiting(self, what: str, parts: int | None) -> contextlib.AbstractContextManager[Wait]:
         """Shows a wait for so many parts below the steps; its time does not count in the rate of the steps."""
         return part_of(self._progress, what, parts)
 

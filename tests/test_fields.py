@@ -50,7 +50,7 @@ SIZES = [
     (Recipe(model=GPTConfig(depth=2 * 10**9), data=TextConfig()), "the weights and the optimizer would take"),
     (Recipe(model=GPTConfig(), data=TextConfig(seq_len=2 * 10**9)), "a batch would take"),
     (Recipe(model=GPTConfig(), data=TextConfig(seq_len=10**6, batch_size=1)), "a step would take"),
-    (Recipe(model=GPTConfig(), data=TextConfig(batch_size=2_000_000)), "a step would take 124.1 GiB"),
+    (Recipe(model=GPTConfig(), data=TextConfig(batch_size=2_000_000)), "a step would take"),
 ]
 
 

@@ -1,5 +1,6 @@
 """What every command has in common: streams of any kind, readers that go, signals, and one sentence at the end."""
 
+import contextlib
 import io
 import os
 import signal
@@ -57,14 +58,14 @@ def test_what_users_name_is_printed_as_it_is():
     assert file.getvalue() == "run: [x] a[/b] :key: [red]3\n"
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def unread(monkeypatch):
     """stdout is a pipe that nobody reads any more."""
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w") as file:
-        monkeypatch.setattr(sys, "stdout", file)
-        yield file
+    with os.fdopen(writer, "w") as file, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", file)
+        yield
 
 
 def chatter():
@@ -73,18 +74,21 @@ def chatter():
     return 0
 
 
-def test_a_reader_who_goes_ends_a_tool_silently(unread, monkeypatch):
+def test_a_reader_who_goes_ends_a_tool_silently(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stderr := io.StringIO())
-    assert guarded(chatter) == 141
+    with unread(monkeypatch):
+        assert guarded(chatter) == 141
+        assert guarded(lambda: print("short") or 0) == 0  # Goes nowhere from now on.
     assert stderr.getvalue() == ""
 
 
-def test_work_can_outlive_its_reader(unread):
+def test_work_can_outlive_its_reader(monkeypatch):
     def command():
         with outliving_readers():
             return chatter()
 
-    assert guarded(command) == 0
+    with unread(monkeypatch):
+        assert guarded(command) == 0
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
