@@ -2,8 +2,8 @@
 
 import dataclasses
 import itertools
+import math
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Array, Float, Int
-from rich.console import Console
 from rich.table import Table
 
-from lipzoo.bound import Bound, round_digits
+from lipzoo.bound import Bound, format_power
 from lipzoo.checkpoint import load
-from lipzoo.cli import guarded
 from lipzoo.errors import UserError
+from lipzoo.fields import number_refusal
 from lipzoo.models import GPT, AbstractModule, PerToken, Sequential
 from lipzoo.models.layers import AbstractResidual, Mask
+from lipzoo.progress import waiting
+from lipzoo.terminal import UserPath, guarded, make_console
 from lipzoo.weight import exact_norm
 
 
@@ -27,7 +28,7 @@ from lipzoo.weight import exact_norm
 class CommandLine:
     """What can be said on the command line."""
 
-    checkpoint_dir: Annotated[Path, tyro.conf.Positional]
+    checkpoint_dir: Annotated[UserPath, tyro.conf.Positional]
     """A run, its checkpoints folder, or one step in it. The newest step is taken."""
     windows: int = 8
     """Windows of the test split to look at: the first ones."""
@@ -109,6 +110,8 @@ def measure(gpt: GPT, tokens: Int[np.ndarray, "batch time"]) -> list[Row]:
 
 def _main() -> int:
     line = tyro.cli(CommandLine, description="Measures the activations of a transformer on its test split.")
+    if refusal := number_refusal(line):
+        raise UserError(refusal)
     if line.windows < 1:
         raise UserError(f"--windows must be at least 1, got {line.windows}")
     loaded = load(line.checkpoint_dir)
@@ -116,10 +119,12 @@ def _main() -> int:
         raise UserError(f"{loaded.path} holds no transformer: it was trained on {loaded.recipe.data.data}")
     test = loaded.recipe.data.load(loaded.recipe.training.seed).tests["val"]
     table = Table("place", *("largest entry", "RMS", "largest RMS of a token", "certified bound"), title="Activations")
-    for row in measure(loaded.model, test.input[: line.windows].astype(np.int32)):
+    with waiting("measuring", None):
+        rows = measure(loaded.model, test.input[: line.windows].astype(np.int32))
+    for row in rows:
         seen = (f"{value:.4g}" for value in (row.largest, row.rms, row.largest_rms))
-        table.add_row(row.place, *seen, round_digits(row.bound) if row.bound < 1e6 else f"{row.bound:.3g}")
-    Console().print(table)
+        table.add_row(row.place, *seen, format_power(math.log10(row.bound) if row.bound else -math.inf))
+    make_console().print(table)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,12 +64,17 @@ class Certificate:
 
     @staticmethod
     def of(
-        model: AbstractModule, radius: float = 1.0, window: int | None = None, space: Space | None = None
+        model: AbstractModule,
+        radius: float = 1.0,
+        window: int | None = None,
+        space: Space | None = None,
+        watch: Callable[[], None] = lambda: None,
     ) -> "Certificate":
         """The certificate of a model in memory, for inputs of norm at most `radius` (1 for pixels in [0, 1]).
 
         `space` is what the model takes (`lipzoo.space`); models of this library know it themselves. `window` is the
-        number of tokens in a sequence, which the published formula of LipsFormer wants to know.
+        number of tokens in a sequence, which the published formula of LipsFormer wants to know; `watch` is called when
+        a matrix was measured.
 
         **Raises:** TypeError if it is no model of this library; ValueError if a weight holds NaN or infinite entries,
         if two weights share a name, if there are none, if the radius is not positive and finite, or if a part of the
@@ -82,7 +87,7 @@ class Certificate:
             raise ValueError(f"the radius of the inputs must be positive and finite, got {radius}")
         start = Bound.start(_space(model, space), radius)
         model = jax.tree.map(np.asarray, model)  # Blocks of a stack are then views of it.
-        exact = _Exact()
+        exact = _Exact(watch)
         certified = model.bound(start, exact)
         _check_runs(model, start.space, certified)
 
@@ -160,7 +165,7 @@ class Certificate:
         return Group(layers, bounds, Text(self.statement, style="dim"))
 
     def __str__(self) -> str:
-        console = Console(width=100, no_color=True)
+        console = Console(width=100, no_color=True, markup=False, emoji=False)
         with console.capture() as capture:
             console.print(self)
         return capture.get()
@@ -194,9 +199,10 @@ class _Exact:
     so that no other array can come to lie there.
     """
 
-    def __init__(self):
+    def __init__(self, watch: Callable[[], None]):
         self.measured: list[Weight] = []
         self._norms: dict[tuple[object, ...], np.ndarray] = {}
+        self._watch = watch
 
     def __call__(self, weight: Weight) -> np.ndarray:
         array = np.asarray(weight.array)
@@ -207,6 +213,7 @@ class _Exact:
                 self._norms[key] = np.asarray(exact_norm(weight))
             except ValueError as error:
                 raise ValueError(f"{weight.name}: {error}") from error
+            self._watch()
         return self._norms[key]
 
 

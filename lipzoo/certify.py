@@ -11,18 +11,20 @@ import tyro
 from rich.console import Console
 
 import lipzoo
+from lipzoo.bound import format_power
 from lipzoo.certificate import Certificate
 from lipzoo.checkpoint import Loaded, load
-from lipzoo.cli import guarded
 from lipzoo.errors import UserError
 from lipzoo.files import write_text
+from lipzoo.progress import waiting
+from lipzoo.terminal import UserPath, guarded, make_console
 
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
     """What can be said on the command line."""
 
-    checkpoint_dir: Annotated[Path, tyro.conf.Positional]
+    checkpoint_dir: Annotated[UserPath, tyro.conf.Positional]
     """A run, its checkpoints folder, or one step in it. The newest step is taken."""
     json: bool = False
     """Print the certificate as JSON."""
@@ -30,13 +32,15 @@ class CommandLine:
     """Exit with status 1 if the certified bound is above this."""
 
 
-def certify(directory: Path) -> tuple[Certificate, str, Path | None]:
+def certify(directory: Path, console: Console | None = None) -> tuple[Certificate, str, Path | None]:
     """Certifies the newest checkpoint under `directory` and writes `certificate.json` into its run.
+
+    Shows on the console, by default on stderr, how far it is.
 
     **Returns:** the certificate, its JSON, and where that was written (None where the run cannot be written to).
     """
     loaded = load(directory)
-    certificate = _certificate(loaded)
+    certificate = _certificate(loaded, console)
     text = json.dumps(to_json(certificate, loaded), indent=2, allow_nan=False) + "\n"
     folder = loaded.path.parent
     run = folder.parent if folder.name == "checkpoints" else folder
@@ -49,10 +53,11 @@ def certify(directory: Path) -> tuple[Certificate, str, Path | None]:
     return certificate, text, path
 
 
-def _certificate(loaded: Loaded) -> Certificate:
+def _certificate(loaded: Loaded, console: Console | None) -> Certificate:
+    _, window = loaded.recipe.data.unit
     try:
-        _, window = loaded.recipe.data.unit
-        return Certificate.of(loaded.model, window=window)
+        with waiting("certifying", len(loaded.model.matrices()), console) as wait:
+            return Certificate.of(loaded.model, window=window, watch=wait.advance)
     except ValueError as error:
         raise UserError(f"the checkpoint {loaded.path} cannot be certified: {error}") from error
 
@@ -77,9 +82,9 @@ def _main() -> int:
     if line.json:
         print(text, end="")
     else:
-        Console().print(certificate)
+        make_console().print(certificate)
     if line.max_lipschitz is not None and not certificate.lipschitz <= line.max_lipschitz:
-        bound = f"{certificate.lipschitz:.6g}"
+        bound = format_power(certificate.certified.log10_lipschitz)
         print(f"the certified bound {bound} is above --max-lipschitz {line.max_lipschitz:g}", file=sys.stderr)
         return 1
     return 0

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike
 import lipzoo
 from lipzoo.data import DataConfig
 from lipzoo.errors import UserError
+from lipzoo.files import expanded
 from lipzoo.models import AbstractModule
 from lipzoo.recipe import Recipe
 from lipzoo.train import State
@@ -286,7 +287,7 @@ def _first_line(error: Exception) -> str:
 
 def find_steps(directory: Path) -> list[Path]:
     """The checkpoints that a run, its `checkpoints` folder, or a single step holds, newest first."""
-    directory = Path(directory).expanduser()
+    directory = expanded(directory)
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory: give a run, its checkpoints folder, or one step in it")
     if (directory / "recipe").is_dir():

@@ -4,16 +4,20 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from tyro.conf import AvoidSubcommands, arg
 
 from lipzoo.errors import UserError
+from lipzoo.fields import flag, number_refusal
 from lipzoo.processes import ProcessConfig, timestamp
 from lipzoo.recipe import Recipe
+from lipzoo.terminal import UserPath, outliving_readers
+from lipzoo.terminal import guarded as guarded
+from lipzoo.unused import named_fields, unused_refusal
 
 CHANGEABLE = (
     "steps",
@@ -28,15 +32,13 @@ CHANGEABLE = (
     "wandb",
 )
 """Settings that a resumed run may be given anew."""
-PREFIXED = ("ebc", "controller", "guard", "surrogate")
-"""Parts whose flags begin with their name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Resume:
     """Whether to go on with a run."""
 
-    resume: Path | None = None
+    resume: UserPath | None = None
     """Run to go on with from its newest checkpoint, with the settings stored there unless given anew."""
 
 
@@ -47,7 +49,7 @@ class CommandLine:
     recipe: Annotated[Recipe, arg(name="")]
     resume: Annotated[Resume, arg(name="")] = Resume()
     processes: Annotated[ProcessConfig, arg(name="")] = ProcessConfig()
-    run_dir: Path | None = None
+    run_dir: UserPath | None = None
     """Where to write the run; by default runs/NAME/TIMESTAMP."""
 
 
@@ -59,24 +61,12 @@ def main(default: Recipe, variants: Mapping[str, Recipe] | None = None) -> None:
     sys.exit(guarded(lambda: _train(default, sys.argv[1:], variants or {})))
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """Runs a command; a user's mistake or a full disk ends in one sentence on stderr and status 2."""
-    try:
-        return command()
-    except UserError as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-    except KeyboardInterrupt:
-        message = "interrupted"
-    print(f"error: {message}", file=sys.stderr)
-    return 2
-
-
 def parse(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe] | None = None) -> CommandLine:
     """The command line; with --resume, its defaults are what the run has stored, with --variant, those of a variant."""
     variant, argv = _variant(argv, variants or {})
     resume, _ = tyro.cli(Resume, args=list(argv), add_help=False, return_unknown_args=True, console_outputs=False)
+    if resume.resume is not None and variant is not None:
+        raise UserError("--variant has no effect on --resume, which takes the settings of the run: leave one out")
     stored = None if resume.resume is None else stored_recipe(resume.resume)
     named = f" --variant NAME starts from other settings: {', '.join(variants)}." if variants else ""
     line = tyro.cli(
@@ -88,6 +78,10 @@ def parse(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe] |
     )
     if stored is not None:
         _check_unchanged(stored, line.recipe)
+    if stored is not None and line.run_dir is not None:
+        raise UserError("--run-dir has no effect beside --resume, which goes on in the same directory: leave it out")
+    if refusal := number_refusal(line.recipe) or unused_refusal(stored or variant or default, line.recipe):
+        raise UserError(refusal)
     return line
 
 
@@ -133,26 +127,13 @@ def _first_recipe(path: Path) -> Recipe:
 
 
 def _check_unchanged(stored: Recipe, given: Recipe) -> None:
-    before, after = _flat(stored.to_json()), _flat(given.to_json())
+    before, after = named_fields(stored.to_json()), named_fields(given.to_json())
     for name, value in after.items():
         if before[name] != value and name not in CHANGEABLE:
-            flag = f"--{name.replace('_', '-')}"
             raise UserError(
-                f"{flag} {value} differs from the {before[name]} that the run was started with: "
-                f"leave {flag} out to resume it, or start a new run without --resume"
+                f"{flag(name)} {value} differs from the {before[name]} that the run was started with: "
+                f"leave {flag(name)} out to resume it, or start a new run without --resume"
             )
-
-
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The fields of all parts of a recipe, named as on the command line."""
-    fields: dict[str, Any] = {}
-    for name, value in recipe.items():
-        if isinstance(value, dict):
-            prefix = f"{name}." if name in PREFIXED else ""
-            fields.update({f"{prefix}{inner}": v for inner, v in _flat(value).items()})
-        else:
-            fields[name] = value
-    return fields
 
 
 def _train(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe]) -> int:
@@ -162,7 +143,8 @@ def _train(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe])
     from lipzoo.loop import train  # After parsing, so that --help and mistakes answer at once.
 
     resume = line.resume.resume
-    return train(line.recipe, resume or line.run_dir or _new_run(line.recipe.name), resume=resume is not None)
+    with outliving_readers():
+        return train(line.recipe, resume or line.run_dir or _new_run(line.recipe.name), resume=resume is not None)
 
 
 def _new_run(name: str) -> Path:

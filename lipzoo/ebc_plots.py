@@ -29,7 +29,7 @@ def plot_curves(path: Path, curves: Mapping[str, Sequence[float] | np.ndarray], 
     shown = {name: keys for name, keys in panels.items() if keys}
     steps = curves.get("step", np.arange(1, len(curves["loss"]) + 1))
     figure = Figure(figsize=(4 * len(shown), 3.4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     for axes, (name, keys) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown.items(), strict=True):
         for key in keys:
             axes.plot(steps, curves[key], label=key.removeprefix("ebc_"), linewidth=1)

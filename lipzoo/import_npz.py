@@ -21,17 +21,17 @@ import tyro
 from jaxtyping import Float
 
 from lipzoo.checkpoint import save_model
-from lipzoo.cli import guarded
 from lipzoo.constraints import ConstraintName
 from lipzoo.data import TextConfig
+from lipzoo.data.text import SHAKESPEARE
 from lipzoo.errors import UserError
 from lipzoo.files import write_text
 from lipzoo.models import GPTConfig
 from lipzoo.optim import OptimizerConfig
 from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.terminal import UserPath, guarded
 from lipzoo.weight import map_weights, weights
 
-SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LARGEST_FILE = 1 << 32
 """Unpacked bytes beyond which a file is refused."""
 CONSTRAINT_NAMES: Mapping[str, ConstraintName] = {
@@ -51,9 +51,9 @@ BLOCK_ORDER = ("v", "q", "k", "out", "up", "down")
 class CommandLine:
     """What can be said on the command line."""
 
-    file: Annotated[Path, tyro.conf.Positional]
+    file: Annotated[UserPath, tyro.conf.Positional]
     """The published npz file."""
-    run_dir: Annotated[Path, tyro.conf.Positional]
+    run_dir: Annotated[UserPath, tyro.conf.Positional]
     """Where to write the run; its checkpoints are numbered as in the file."""
     alphabet: str = ""
     """Characters of the tokens 0, 1, …, which the file does not tell; by default Shakespeare's if there are 65."""
@@ -207,7 +207,7 @@ def import_npz(file: Path, run: Path, alphabet: str = "") -> list[Path]:
         arrays = [published_arrays(objects[f"weights_checkpoint_{index}"], recipe) for index in range(count)]
         if not arrays:
             raise UserError("it holds no weights_checkpoint_0")
-        if refusal := Recipe.from_json(recipe.to_json()).model.refusal():
+        if refusal := Recipe.from_json(recipe.to_json()).model.refusal() or recipe.data.refusal():
             raise UserError(refusal)
         models = [_model(recipe, part) for part in arrays]
     except UserError as error:

@@ -7,9 +7,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import grain
 import jax
@@ -21,34 +22,56 @@ from lipzoo.certify import certify
 from lipzoo.checkpoint import Checkpoints, Damaged
 from lipzoo.data import Images, Text, Tokens
 from lipzoo.ebc_plots import plot_ebc
-from lipzoo.errors import UserError
+from lipzoo.errors import Interrupted, UserError
 from lipzoo.files import write_text
 from lipzoo.plots import plot_run
-from lipzoo.processes import end, in_all, is_first, signal_to_end
+from lipzoo.processes import Ending, end, in_all, is_first
 from lipzoo.recipe import Recipe
-from lipzoo.report import Diverged, Reporter
+from lipzoo.report import Diverged, Reporter, check_packages
 from lipzoo.sharding import make_mesh, place, process_rows
-from lipzoo.train import Evaluate, State, all_finite, init_state, layer_norms, make_evaluate, make_train_step, seal
+from lipzoo.terminal import abandonable, handling, make_console
+from lipzoo.train import (
+    Evaluate,
+    State,
+    TrainStep,
+    all_finite,
+    init_state,
+    layer_norms,
+    make_evaluate,
+    make_train_step,
+    seal,
+)
 from lipzoo.weight import weights
+
+
+class _Left(Exception):
+    """A signal came during a validation, which it ends."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
 
 
 def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
     """Trains a recipe in the directory `run` and certifies the last checkpoint.
 
     **Returns:** the exit status: 0, or 128 + n if signal n ended the run early (after saving), or 1 if it diverged.
+
+    **Raises:** Interrupted if a signal comes before the first step or after the last, when there is nothing to save.
     """
-    console = Console(quiet=not is_first())
-    mesh = make_mesh(recipe.training.mesh)
-    prepare = functools.partial(_prepare, recipe, run, resume=resume)
-    first = in_all(lambda: prepare() if is_first() else None)  # It downloads what is missing; then all read it.
-    recipe, data = in_all(lambda: first or prepare())
-    batch_size, steps, seed = recipe.data.batch_size, recipe.training.steps, recipe.training.seed
-    stream = data.batches(batch_size=batch_size, count=steps, seed=seed, rows=process_rows(mesh, batch_size))
-    checkpoints = Checkpoints(run, recipe.training.keep)
-    state = init_state(recipe, mesh)
-    if resume:
-        state = _restore(checkpoints, state, stream, console)
-    console.print(recipe.abstract_model(), f"run: {run}", sep="\n", highlight=False)
+    console = make_console(quiet=not is_first())
+    with _interruptible(lambda: _before_the_first_step(run)):
+        mesh = make_mesh(recipe.training.mesh)
+        prepare = functools.partial(_prepare, recipe, run, resume=resume)
+        first = in_all(lambda: prepare() if is_first() else None)  # It downloads what is missing; then all read it.
+        recipe, data = in_all(lambda: first or prepare())
+        batch_size, steps, seed = recipe.data.batch_size, recipe.training.steps, recipe.training.seed
+        stream = data.batches(batch_size=batch_size, count=steps, seed=seed, rows=process_rows(mesh, batch_size))
+        checkpoints = Checkpoints(run, recipe.training.keep)
+        state = init_state(recipe, mesh)
+        if resume:
+            state = _restore(checkpoints, state, stream, console)
+        console.print(recipe.abstract_model(), f"run: {run}", sep="\n", soft_wrap=True)
     loop = _Loop(recipe, run, checkpoints, stream, console)
     try:
         step, interrupted = loop.run(state, mesh, data)
@@ -64,15 +87,35 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
     finally:
         checkpoints.close()
     if interrupted:
-        console.print(f"saved step {step}; go on with --resume {run}", highlight=False)
+        saved = f"saved step {step}" if step else "no step was done"
+        console.print(f"{saved}; go on with --resume {run}", soft_wrap=True)
         return 128 + interrupted
-    return _finish(recipe, run, console) if is_first() else 0
+    with _interruptible(lambda: f"the run is complete and saved; python -m lipzoo.certify {run} certifies it"):
+        return _finish(recipe, run, console) if is_first() else 0
+
+
+@contextlib.contextmanager
+def _interruptible(saved: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM are raised as usual, with a word on what is saved."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        raise Interrupted(f"interrupted: {saved()}", number) from error
+
+
+def _before_the_first_step(run: Path) -> str:
+    if not (run / "recipe.json").exists():
+        return "the run had not begun, and has written nothing"
+    return f"no step was done; go on with --resume {run}"
 
 
 def _prepare(recipe: Recipe, run: Path, *, resume: bool) -> tuple[Recipe, Images | Text | Tokens]:
     """The complete recipe and its data, and the run's directory made."""
     if recipe.constraint.seal and jax.process_count() > 1:
         raise UserError("sealing needs all weights in one process: add --no-seal, or train with one process")
+    if is_first():
+        check_packages(recipe)
     recipe = recipe.complete()
     data = recipe.data.load(recipe.training.seed)
     if is_first():
@@ -96,46 +139,75 @@ class _Loop:
         evaluate = make_evaluate(self.recipe, mesh, data)
         start, window, train_step = int(state.step), None, None
         with Reporter(self.run_dir, self.recipe, start, self.console) as report, _signals() as received:
+            watcher = _Watcher(evaluate, report, Ending(received))
+            # A signal may have ended the run in the middle of this validation.
+            if start and self._is_validated(start) and not report.validated(start):
+                _, number = watcher.validate(start, state)
+                if number:
+                    return start, number
             for step in range(start + 1, training.steps + 1):
                 if train_step is None or window != self.recipe.window_at(step):
                     window = self._announce(step)
-                    train_step = make_train_step(self.recipe, mesh, data.white, window)
+                    function = make_train_step(self.recipe, mesh, data.white, window)
+                    with report.waiting("compiling", None):
+                        train_step = self._compiled(function, state, mesh, received)
+                    if train_step is None:
+                        return self._left_compiling(step - 1, state), received[0]
                 state, metrics = train_step(state, place(next(self.stream), mesh))
                 report.step(step, metrics)
-                last = step == training.steps
-                if last or step % training.log_interval == 0:
+                if step == training.steps or step % training.log_interval == 0:
                     report.window(step, layer_norms(state.model))
-                if number := signal_to_end(step, received):
-                    report.flush()
-                    self._check_finite(state, step)
-                    self._save(state, {})
+                state, number = self._milestone(step, state, watcher)
+                if number:
                     return step, number
-                state = self._milestone(step, last, state, evaluate, report)
         return training.steps, 0
 
     def _announce(self, step: int) -> int:
         """The window that attention has from this step on; that it grows is told, since it means a compilation."""
         window = self.recipe.window_at(step)
         if window < self.recipe.window_at(self.recipe.training.steps) or step > 1:
-            self.console.print(f"step {step}: attention looks back {window:,} tokens (compiling)", highlight=False)
+            self.console.print(f"step {step}: attention looks back {window:,} tokens (compiling)")
         return window
 
-    def _milestone(self, step: int, last: bool, state: State, evaluate: Evaluate, report: Reporter) -> State:
-        """Validates and saves where it is due. Sealing changes the weights, so the run goes on with the sealed ones."""
-        training = self.recipe.training
-        save = last or step % training.save_interval == 0
-        if save:
-            report.flush()
+    def _compiled(self, function: Any, state: State, mesh: Mesh, received: list[int]) -> TrainStep | None:
+        """The step, compiled; in a run of one process a signal does not wait for the compiler, and None is returned."""
+        here = self.stream.get_state()
+        batch = place(next(self.stream), mesh)
+        self.stream.set_state(here)
+        if jax.process_count() > 1:
+            return function.lower(state, batch).compile()
+        return abandonable(lambda: function.lower(state, batch).compile(), lambda: bool(received))
+
+    def _left_compiling(self, step: int, state: State) -> int:
+        """Saves the last step, unless that is the first state or was saved when the step ended."""
+        if step and step not in self.checkpoints.steps():
             self._check_finite(state, step)
-            if self.recipe.constraint.seal:
-                state = dataclasses.replace(state, model=seal(state.model))
+            self._save(state, {})
+        return step
+
+    def _milestone(self, step: int, state: State, watcher: "_Watcher") -> tuple[State, int]:
+        """Seals, validates and saves where it is due, and saves where a signal ends the run: its number is returned.
+
+        Sealing changes the weights, so the run goes on with the sealed ones, and one that is ended here seals as well:
+        it must be the same when it is resumed. The validation is done then.
+        """
+        due = step == self.recipe.training.steps or step % self.recipe.training.save_interval == 0
+        number = watcher.ending.signal()
+        if due or number:
+            watcher.report.flush()
+            self._check_finite(state, step)
+        if due and self.recipe.constraint.seal:
+            with watcher.report.waiting("sealing", len(weights(state.model))) as wait:
+                state = dataclasses.replace(state, model=seal(state.model, wait.advance))
         values: dict[str, float] = {}
-        if last or step % training.val_interval == 0:
-            values = evaluate(state.model)
-            report.validation(step, values)
-        if save:
+        if self._is_validated(step) and not number:
+            values, number = watcher.validate(step, state)
+        if due or number:
             self._save(state, values)
-        return state
+        return state, number
+
+    def _is_validated(self, step: int) -> bool:
+        return step == self.recipe.training.steps or step % self.recipe.training.val_interval == 0
 
     def _check_finite(self, state: State, step: int) -> None:
         if not all_finite(state.model):
@@ -144,6 +216,31 @@ class _Loop:
 
     def _save(self, state: State, values: dict[str, float]) -> None:
         self.checkpoints.save(state, self.stream, self.recipe, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Watcher:
+    """Validations that show how far they are, and that a signal ends between two of their batches."""
+
+    evaluate: Evaluate
+    report: Reporter
+    ending: Ending
+
+    def validate(self, step: int, state: State) -> tuple[dict[str, float], int]:
+        """The values of the whole test split, which it reports, or none and the signal that came."""
+        with self.report.waiting("validating", 0) as wait:
+
+            def watch(done: int, count: int) -> None:
+                wait.show(done, count)
+                if number := self.ending.signal():
+                    raise _Left(number)
+
+            try:
+                values = self.evaluate(state.model, watch)
+            except _Left as left:
+                return {}, left.number
+        self.report.validation(step, values)
+        return values, 0
 
 
 def _create(run: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -166,7 +263,7 @@ def _restore(checkpoints: Checkpoints, state: State, data: grain.DatasetIterator
         try:
             return checkpoints.restore(step, state, data)
         except Damaged as error:
-            console.print(f"[yellow]warning:[/] the checkpoint of step {step} is damaged: {error}")
+            console.print(f"warning: the checkpoint of step {step} is damaged: {error}", style="yellow")
     raise UserError("no checkpoint of this run can be read: start a new run")
 
 
@@ -181,23 +278,19 @@ def _signals() -> Iterator[list[int]]:
     handlers = {signal.SIGINT: note, signal.SIGTERM: note}
     if jax.process_count() > 1:  # jax tells all processes of a SIGTERM to one of them.
         handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
+    with handling(handlers):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _finish(recipe: Recipe, run: Path, console: Console) -> int:
     """Certifies what was stored, and draws the curves."""
-    certificate, _, path = certify(run)
+    certificate, _, path = certify(run, console)
     console.print(certificate)
     model = recipe.abstract_model()
     caps = {weight.name: weight.cap for weight in weights(model)}
     bound = format_power(certificate.certified.log10_lipschitz)
     picture = plot_run(run, caps, f"{recipe.name}: certified Lipschitz bound {bound}")
-    console.print(f"wrote {path} and {picture}", highlight=False)
+    console.print(f"wrote {path} and {picture}", soft_wrap=True)
     if recipe.ebc.enable:
         plot_ebc(run, recipe.name)
     return 0

@@ -16,7 +16,7 @@ def plot_run(run: Path, caps: Mapping[str, float], title: str) -> Path:
     train = [record for record in records if "loss" in record]
     validation = [record for record in records if "val_loss" in record]
     figure = Figure(figsize=(13, 3.8), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     loss, accuracy, norms = figure.subplots(1, 3)
     _curves(loss, "loss", train, validation)
     _curves(accuracy, "accuracy", train, validation)
@@ -32,14 +32,16 @@ def plot_run(run: Path, caps: Mapping[str, float], title: str) -> Path:
 
 def _curves(axes: Axes, name: str, train: list[Record], validation: list[Record]) -> None:
     axes.set_title(name)
-    axes.plot([r["step"] for r in train], [r[name] for r in train], label="training")
-    axes.plot([r["step"] for r in validation], [r[f"val_{name}"] for r in validation], "o-", label="test split")
+    for records, key, style, label in ((train, name, "-", "training"), (validation, f"val_{name}", "o-", "test split")):
+        told = [record for record in records if key in record]
+        axes.plot([record["step"] for record in told], [record[key] for record in told], style, label=label)
 
 
 def _norms(axes: Axes, train: list[Record], caps: Mapping[str, float]) -> None:
     axes.set_title("RMS→RMS norms (dashed: caps)")
     for index, (name, cap) in enumerate(caps.items()):
         color = f"C{index % 10}"
-        axes.plot([r["step"] for r in train], [r["norms"][name] for r in train], color=color, label=name)
+        told = [record for record in train if name in record.get("norms", {})]
+        axes.plot([r["step"] for r in told], [r["norms"][name] for r in told], color=color, label=name)
         if math.isfinite(cap):
             axes.axhline(cap, color=color, linestyle="--", linewidth=1)

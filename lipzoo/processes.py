@@ -16,6 +16,8 @@ from jax.experimental import multihost_utils
 from lipzoo.errors import UserError
 
 T = TypeVar("T")
+LONGEST_WAIT = 1_000_000
+"""Seconds that timers take on every system."""
 SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
 """Set by srun, for each of the processes that it starts."""
 
@@ -42,7 +44,11 @@ class ProcessConfig:
             return f"--processes {self.processes} needs a --coordinator HOST:PORT, got {self.coordinator!r}"
         if self.processes == 1 and self.coordinator:
             return "--coordinator needs --processes of at least 2"
-        return None if self.coordinator_timeout > 0 else "--coordinator-timeout must be positive"
+        if port and not 0 < int(port) < 65536:
+            return f"--coordinator {self.coordinator} must name a port from 1 to 65535"
+        if not 0 < self.coordinator_timeout <= LONGEST_WAIT:
+            return f"--coordinator-timeout must lie between 1 and {LONGEST_WAIT:,}, got {self.coordinator_timeout:,}"
+        return None
 
     def start(self) -> None:
         """Connects this process with the others, if there are any. Raises UserError if the settings make no sense."""
@@ -105,8 +111,19 @@ def timestamp() -> str:
     return f"{int(day)}-{int(second):06d}"
 
 
-def signal_to_end(step: int, received: Sequence[int]) -> int:
-    """The signal that ends the run after this step, or 0. Several processes agree on the same step."""
-    if jax.process_count() == 1:
-        return received[0] if received else 0
-    return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
+class Ending:
+    """Whether a signal is to end the run: asked between steps, and between the batches of a validation.
+
+    Several processes agree on the same question, so all of them ask equally often.
+    """
+
+    def __init__(self, received: Sequence[int]):
+        self._received = received
+        self._questions = 0
+
+    def signal(self) -> int:
+        """The signal that ends the run here, or 0."""
+        if jax.process_count() == 1:
+            return self._received[0] if self._received else 0
+        self._questions += 1
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(self._questions) else 0

@@ -22,6 +22,8 @@ from lipzoo.constraints import (
 )
 from lipzoo.data import DataConfig, TextConfig, TokensConfig
 from lipzoo.errors import UserError
+from lipzoo.fields import number_refusal
+from lipzoo.memory import memory_refusal
 from lipzoo.models import AbstractModule, GPTConfig, MLPConfig
 from lipzoo.optim import LR_FLAG, EBCConfig, OptimizerConfig
 from lipzoo.overrides import number, override, override_refusal
@@ -29,6 +31,7 @@ from lipzoo.precision import Precision
 from lipzoo.sharding import mesh_shape
 from lipzoo.weight import Weight, map_weights, set_caps, weights
 
+CAP_FLAG = "--sigma-max-overrides"
 AT_ONCE = 65_536
 """Tokens or images that a device works on at once, unless --accum-steps says how many parts there are."""
 CAPS = (1e-6, 1e6)
@@ -66,6 +69,10 @@ class ConstraintConfig:
                 return constraint(project_dtype=self.project_dtype)
         raise UserError(f"there is no constraint {name!r}; choose from {', '.join(CONSTRAINTS)}")
 
+    def names(self) -> set[str]:
+        """The constraints that are named for some weight."""
+        return {self.constraint, *(pair.partition("=")[2] for pair in self.constraint_overrides)}
+
     def of(self, weight: Weight) -> Constraint:
         """The constraint of one weight.
 
@@ -84,7 +91,7 @@ class ConstraintConfig:
         """The cap asked for."""
         value = override(self.sigma_max_overrides, weight.name)
         default = self.embedding_cap if weight.role == "embedding" else self.sigma_max
-        return default if value is None else number(value, "--sigma-max-overrides")
+        return default if value is None else number(value, CAP_FLAG)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +150,7 @@ class TrainingConfig:
         if not 0 < self.temperature <= 1e6:
             return f"--temperature must be positive and at most a million, got {self.temperature}"
         if not 0 <= self.seed < 2**32:
-            return f"--seed must be between 0 and 2³² - 1, got {self.seed}"
+            return f"--seed must be between 0 and 4,294,967,295, got {self.seed}"
         if batch_size % (max(self.accum_steps, 1) * self.devices):
             parts = f"--accum-steps {self.accum_steps} × " if self.accum_steps else ""
             return f"--batch-size {batch_size} is not divisible by {parts}--mesh {self.mesh}"
@@ -166,10 +173,13 @@ class Recipe:
     def check(self) -> None:
         """Raises UserError, in one sentence that names the flag, if the recipe cannot be run or keep its promise."""
         refusal = (
-            self.model.refusal()
+            number_refusal(self)
+            or (None if self.name.isprintable() else f"--name must be printable text, got {self.name!r}")
+            or self.model.refusal()
             or self.data.refusal()
             or self.training.refusal(self.data.batch_size)
             or self.optimizer.refusal(self.training.steps)
+            or memory_refusal(self.model, self.complete().data, self.training.accum_steps)
             or self._constraint_refusal()
             or (self.ebc.refusal(self.complete().abstract_model()) if self.ebc.enable else None)
         )
@@ -206,6 +216,8 @@ class Recipe:
         if _fields(value) != _fields(recipe.to_json()):
             names = sorted(_fields(value) ^ _fields(recipe.to_json()))
             raise UserError(f"the stored recipe is damaged, or of another version of lipzoo: {', '.join(names[:3])}")
+        if refusal := number_refusal(recipe):
+            raise UserError(f"the stored recipe cannot be used: {refusal}")
         return recipe
 
     def abstract_model(self) -> Any:
@@ -223,12 +235,12 @@ class Recipe:
         build = functools.partial(self.model.build, *self.data.complete().sizes)
         free = eqx.filter_eval_shape(build, key=jax.random.key(0))
         names = [weight.name for weight in weights(free)]
-        overrides = {
-            "--constraint-overrides": config.constraint_overrides,
-            "--sigma-max-overrides": config.sigma_max_overrides,
-            LR_FLAG: self.optimizer.lr_overrides,
-        }
-        refusals = [override_refusal(flag, pairs, names) for flag, pairs in overrides.items()]
+        held = [weight.name for weight in weights(free) if weight.role != "position"]  # As `ConstraintConfig.of` says.
+        refusals = (
+            override_refusal("--constraint-overrides", config.constraint_overrides, held),
+            override_refusal(CAP_FLAG, config.sigma_max_overrides, held, numeric=True),
+            override_refusal(LR_FLAG, self.optimizer.lr_overrides, names, numeric=True),
+        )
         if any(refusals):
             return next(filter(None, refusals))
         if not 0 <= config.spectral_wd <= 1:

@@ -1,8 +1,11 @@
 """What a run tells: progress on the terminal, metrics.jsonl, TensorBoard, Weights & Biases."""
 
+import contextlib
+import importlib
 import json
 import math
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lipzoo.errors import UserError
 from lipzoo.files import write_text
 from lipzoo.processes import is_first
+from lipzoo.progress import Wait, part_of
 from lipzoo.recipe import Recipe
 from lipzoo.weight import weights
 
@@ -37,19 +41,21 @@ class Reporter:
         self._metrics = run / "metrics.jsonl"
         self._caps = {weight.name: weight.cap for weight in weights(recipe.abstract_model())}
         self._sinks: list[Sink] = []
+        self._closing = contextlib.ExitStack()
+        self._validated = {r["step"] for r in read_metrics(self._metrics) if "val_loss" in r and r["step"] <= start}
         if is_first():
             _truncate(self._metrics, start)
-            self._sinks = [self._write, *_optional_sinks(run, recipe)]
+            self._sinks = [self._write, *_optional_sinks(run, recipe, start, self._closing)]
         self._pending: list[tuple[int, Any]] = []
         self._norms: tuple[int, Any] | None = None
         self._clock = time.perf_counter()
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=8),  # The whole line fits 80 columns.
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=console,
         )
         steps = recipe.training.steps
@@ -61,6 +67,15 @@ class Reporter:
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
+        self._closing.close()
+
+    def validated(self, step: int) -> bool:
+        """Whether the run has this validation already, from before it was resumed."""
+        return step in self._validated
+
+    def waiting(self, what: str, parts: int | None) -> contextlib.AbstractContextManager[Wait]:
+        """Shows a wait for so many parts below the steps; its time does not count in the rate of the steps."""
+        return part_of(self._progress, what, parts)
 
     def step(self, step: int, metrics: Any) -> None:
         """Notes that `step` was dispatched; reads the window before it if that is complete."""
@@ -124,13 +139,15 @@ def _largest(caps: Mapping[str, float], record: Record) -> str:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The records of a metrics.jsonl; a line that was cut off by a kill is passed over."""
+    """The records of a metrics.jsonl; a line that is none, as one that was cut off by a kill, is passed over."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
     return records
 
 
@@ -140,16 +157,23 @@ def _truncate(path: Path, start: int) -> None:
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
-def _optional_sinks(run: Path, recipe: Recipe) -> list[Sink]:
-    makers = [(recipe.training.tensorboard, "tensorboard", _tensorboard), (recipe.training.wandb, "wandb", _wandb)]
-    sinks = []
-    for wanted, extra, make in makers:
+def check_packages(recipe: Recipe) -> None:
+    """Raises UserError if a package is missing that the recipe asks for; to be called before a run is begun."""
+    training = recipe.training
+    for wanted, extra, package in (
+        (training.tensorboard, "tensorboard", "tensorboardX"),
+        (training.wandb, "wandb", "wandb"),
+    ):
         if wanted:
             try:
-                sinks.append(make(run, recipe))
+                importlib.import_module(package)
             except ImportError as error:
                 raise UserError(f"--{extra} needs a package: pip install 'lipzoo[{extra}]'") from error
-    return sinks
+
+
+def _optional_sinks(run: Path, recipe: Recipe, start: int, closing: contextlib.ExitStack) -> list[Sink]:
+    makers = [(recipe.training.tensorboard, _tensorboard), (recipe.training.wandb, _wandb)]
+    return [make(run, recipe, start, closing) for wanted, make in makers if wanted]
 
 
 def flat(record: Record) -> dict[str, float]:
@@ -158,10 +182,12 @@ def flat(record: Record) -> dict[str, float]:
     return {name: value for name, value in record.items() if name not in ("step", "norms")} | norms
 
 
-def _tensorboard(run: Path, recipe: Recipe) -> Sink:
+def _tensorboard(run: Path, recipe: Recipe, start: int, closing: contextlib.ExitStack) -> Sink:
+    """Points after `start`, which a resumed run writes again, are declared void."""
     from tensorboardX import SummaryWriter
 
-    writer = SummaryWriter(str(run / "tensorboard"))
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+    closing.callback(writer.close)
 
     def write(record: Record) -> None:
         for name, value in flat(record).items():
@@ -171,8 +197,22 @@ def _tensorboard(run: Path, recipe: Recipe) -> Sink:
     return write
 
 
-def _wandb(run: Path, recipe: Recipe) -> Sink:
+def _wandb(run: Path, recipe: Recipe, start: int, closing: contextlib.ExitStack) -> Sink:
+    """A resumed run goes on with its own run there, which takes no point of a step that it has already."""
     import wandb  # pyright: ignore[reportMissingImports]
 
-    session = wandb.init(project="lipzoo", name=run.name, dir=str(run), config=recipe.to_json(), resume="allow")
+    options = {"project": "lipzoo", "name": run.name, "dir": str(run), "config": recipe.to_json()}
+    try:
+        session = wandb.init(id=_stored_id(run / "wandb_id"), resume="allow", **options)
+    except Exception as error:  # No account, no network, a folder that cannot be written: of many types.
+        what = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"Weights & Biases does not start ({what[0]}): leave --wandb out, or mend that") from error
+    closing.callback(session.finish)
     return lambda record: session.log(flat(record), step=record["step"])
+
+
+def _stored_id(path: Path) -> str:
+    """What a run is called at Weights & Biases, chosen when it is first asked for."""
+    if not path.is_file():
+        write_text(path, uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8").strip()

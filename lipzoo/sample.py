@@ -3,11 +3,9 @@
 import dataclasses
 import functools
 import itertools
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -17,21 +15,24 @@ import tyro
 from jaxtyping import Array, Float, Int, Key
 
 from lipzoo.checkpoint import Loaded, load
-from lipzoo.cli import guarded
 from lipzoo.data import Tokenizer
 from lipzoo.errors import UserError
+from lipzoo.fields import number_refusal
 from lipzoo.models import GPT
 from lipzoo.models.layers import Cache
+from lipzoo.terminal import UserPath, guarded
 
 FIRST_ROOM = 64
 """Tokens that the first cache has room for. It is doubled when full, so that there are few compilations."""
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""Temperatures below it are 0 in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
     """What can be said on the command line."""
 
-    checkpoint_dir: Annotated[Path, tyro.conf.Positional]
+    checkpoint_dir: Annotated[UserPath, tyro.conf.Positional]
     """A run, its checkpoints folder, or one step in it. The newest step is taken."""
     prompt: str = ""
     """Text to go on from; by default what begins a document, or the first character of the alphabet, a new line."""
@@ -46,12 +47,14 @@ class CommandLine:
 
     def check(self) -> None:
         """Raises UserError, naming the flag, if nothing can be generated like this."""
+        if refusal := number_refusal(self):
+            raise UserError(refusal)
         if self.length < 0 or self.top_k < 0:
             raise UserError("--length and --top-k must be at least 0")
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"--temperature must be at least 0 and finite, got {self.temperature}")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed must be between 0 and 2³² - 1, got {self.seed}")
+        if not 0 <= self.temperature <= 1e6:
+            raise UserError(f"--temperature must be at least 0 and at most a million, got {self.temperature}")
+        if self.seed < 0:
+            raise UserError(f"--seed must be at least 0, got {self.seed}")
 
 
 def empty_cache(gpt: GPT, room: int) -> Cache:
@@ -65,7 +68,7 @@ def choose(
     logits: Float[Array, " vocabulary"], key: Key[Array, ""], *, temperature: float, top_k: int
 ) -> Int[Array, ""]:
     """A token drawn from softmax(logits/temperature), of the `top_k` likeliest ones (0: of all)."""
-    if temperature == 0:
+    if temperature < SMALLEST:
         return logits.argmax()
     logits = (logits - logits.max()) / temperature
     if not 0 < top_k < logits.size:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -27,14 +27,24 @@ from lipzoo.weight import Weight, exact_norm, gram_norm, map_weights, weights
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[["State", dict[str, Array]], tuple["State", Metrics]]
 FreeStep = Callable[["State", dict[str, Array], float | Float[Array, ""]], tuple["State", Metrics]]
-Evaluate = Callable[[AbstractModule], dict[str, float]]
+Watch = Callable[[int, int], None]
+"""Told after each batch of an evaluation how many are done, and of how many; may raise to stop it."""
 
 
 EVALUATED_TOGETHER = {1: 1024, 2: 64}
 """Examples in a batch of the evaluation, by the dimensions of their labels: images, windows of tokens."""
 LARGEST_LOGITS = 2**29
 """Logits of such a batch, at most: float32 numbers that take two gigabytes."""
+AHEAD = 2
+"""Batches of an evaluation that devices have waiting: more would not be faster, and could not be called off."""
 FULL = Mask()
+
+
+@runtime_checkable
+class Evaluate(Protocol):
+    """A model's loss and accuracy over every test split."""
+
+    def __call__(self, model: AbstractModule, watch: Watch = ...) -> dict[str, float]: ...
 
 
 class State(eqx.Module):
@@ -224,7 +234,8 @@ def forward(
 def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text | Tokens) -> Evaluate:
     """A function from a model to its loss and accuracy over every test split, in batches on the mesh.
 
-    They are called val_loss and val_accuracy for the whole test split.
+    They are called val_loss and val_accuracy for the whole test split. Few batches are under way at any time, so that
+    whoever watches them can call the rest off.
     """
     classes = recipe.data.sizes[1]
     splits = {name: _on_device(split, mesh, classes) for name, split in data.tests.items()}
@@ -239,10 +250,18 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text | Tokens) -> E
         correct = _correct(logits, batch["label"])
         return (losses * batch["weight"]).sum(), (correct * batch["weight"]).sum()
 
-    def evaluate(model: AbstractModule) -> dict[str, float]:
-        values = {}
+    count = sum(len(batches) for batches, _ in splits.values())
+
+    def evaluate(model: AbstractModule, watch: Watch = lambda done, count: None) -> dict[str, float]:
+        values, done = {}, 0
         for name, (batches, total) in splits.items():
-            loss, correct = np.sum(jax.device_get([sums(model, batch) for batch in batches]), axis=0)
+            parts: list[tuple[Array, Array]] = []
+            for batch in batches:
+                parts.append(sums(model, batch))
+                jax.block_until_ready(parts[max(len(parts) - 1 - AHEAD, 0)])
+                done += 1
+                watch(done, count)
+            loss, correct = np.sum(jax.device_get(parts), axis=0)
             values |= {f"{name}_loss": float(loss / total), f"{name}_accuracy": float(correct / total)}
         return values
 
@@ -283,10 +302,14 @@ def layer_norms(model: AbstractModule) -> dict[str, Float[Array, ""]]:
     return {weight.name: gram_norm(weight).max() for weight in weights(model)}
 
 
-def seal(model: AbstractModule) -> AbstractModule:
-    """`model` with every weight that exceeds its cap cut back to it exactly, by SVD in float64 on the host."""
+def seal(model: AbstractModule, watch: Callable[[], None] = lambda: None) -> AbstractModule:
+    """`model` with every weight that exceeds its cap cut back to it exactly, by SVD in float64 on the host.
+
+    `watch` is called before each weight.
+    """
 
     def cut(weight: Weight) -> Weight:
+        watch()
         if np.max(exact_norm(weight)) <= weight.cap:
             return weight
         matrix = np.asarray(weight.array).astype(np.float64)

@@ -337,6 +337,7 @@ def ablate(argv: Sequence[str]) -> int:
     if refusal := line.refusal():
         raise UserError(refusal)
     like = recipe_of(line, grid(line)[0])
+    like.check()  # Before any data are loaded or downloaded.
     data = synthetic_images() if line.data == "synthetic" else like.data.load(0)
     execute = Executor(line, Runner(like, data, folder := line.folder()))
     if folder is None:

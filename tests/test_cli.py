@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from lipzoo import cli
 from lipzoo.cli import main, parse
 from lipzoo.errors import UserError
 from lipzoo.optim import EBCConfig
 from lipzoo.processes import ProcessConfig
+from lipzoo.unused import named_fields
 from recipes import cifar_mlp, digits_mlp
 from tests.test_recipe import PARTS
 
@@ -46,7 +46,7 @@ def test_every_flag_has_a_help_line(monkeypatch, capsys):
     assert status == 0
     text = re.sub(r"\s+", " ", out)
     options = [field.name for part in [*PARTS.values(), ProcessConfig] for field in dataclasses.fields(part)]
-    options += cli._flat({"ebc": dataclasses.asdict(EBCConfig())})
+    options += named_fields({"ebc": dataclasses.asdict(EBCConfig())})
     assert all(f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}," in text for name in options)
     assert text.count(". (default:") == len(options) + len(["name", "run_dir", "resume"])
 
@@ -57,10 +57,22 @@ MISTAKES = [
     (["--sigma-max", "big"], "--sigma-max"),
     (["--sigma-maximum", "3"], "--sigma-maximum"),
     (["--sigma-max", "0"], "the cap of layers.0 must lie between"),
-    (["--sigma-max", "inf"], "the cap of layers.0 must lie between"),
+    (["--sigma-max", "inf"], "--sigma-max must be finite, got inf"),
+    (["--embedding-cap", "nan"], "--embedding-cap must be finite, got nan"),
+    (["--ebc.target-kl", "nan"], "--ebc.target-kl must be finite, got nan"),
+    (["--steps", "3000000000"], "--steps must be at most 2,147,483,647"),
+    (["--width", "100000"], "GiB of memory"),
+    (["--run-dir", ""], "the path is empty"),
+    (["--resume", ""], "the path is empty"),
+    (["--run-dir", "~nosuchuser/x"], "no home directory"),
+    (["--resume", "~nosuchuser/x"], "no home directory"),
+    (["--run-dir", "\udcff"], "the path is not UTF-8"),
     (["--lr", "-1"], "--lr must be positive"),
     (["--lr", "500"], "--lr 500 is too high for layers.0: soft-cap absorbs updates"),
-    (["--constraint-overrides", "nose=none"], "no layer is called 'nose'; the layers are layers.0, layers.1, head"),
+    (
+        ["--constraint-overrides", "nose=none"],
+        "is called 'nose'; those are layers.0, layers.1, head",
+    ),
     (["--mesh", "64"], "--mesh 64 needs 64 devices, but there are 8 (cpu)"),
     (["--resume", "/nowhere"], "/nowhere holds no recipe.json"),
     (["--run-dir", "/dev/null/run"], "cannot write to /dev/null/run"),
@@ -120,3 +132,19 @@ def test_flags_of_ebc_are_prefixed_and_cannot_change_on_resume(run_copy, monkeyp
     status, _, err = run(monkeypatch, capsys, "--resume", str(run_copy), "--ebc.controller.kp", "0.2")
     assert status == 2
     assert "--ebc.controller.kp 0.2 differs from the 0.15" in err
+
+
+def test_flags_beside_resume_that_it_would_ignore(digits_run, monkeypatch, capsys, tmp_path):
+    status, _, err = run(monkeypatch, capsys, "--resume", digits_run, "--run-dir", tmp_path)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--run-dir has no effect beside --resume" in err
+    with pytest.raises(UserError, match="--variant has no effect on --resume"):
+        parse(digits_mlp.RECIPE, ["--resume", str(digits_run), "--variant", "a"], {"a": digits_mlp.RECIPE})
+
+
+def test_a_folder_named_like_markup_is_named_as_it_is(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "a :key: c"
+    status, out, _ = run(monkeypatch, capsys, "--run-dir", folder, "--steps", 2, "--name", "b[/b][x]")
+    assert status == 0
+    assert f"run: {folder}\n" in out
+    assert "b[/b][x] " in out

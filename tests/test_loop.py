@@ -1,11 +1,13 @@
 """Whole runs: the files they leave, and that no way of ending one loses anything."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -13,15 +15,17 @@ import numpy as np
 import pytest
 
 import lipzoo
+from lipzoo import loop
 from lipzoo.certificate import Certificate
 from lipzoo.checkpoint import Checkpoints
 from lipzoo.data.digits import load_digits
-from lipzoo.errors import UserError
+from lipzoo.errors import Interrupted, UserError
 from lipzoo.loop import train
-from lipzoo.report import read_metrics
+from lipzoo.recipe import Recipe
+from lipzoo.report import Reporter, read_metrics
 from lipzoo.sharding import make_mesh
 from lipzoo.train import init_state
-from lipzoo.weight import weights
+from lipzoo.weight import map_weights, weights
 from tests.conftest import SMALL_RUN
 from tests.test_recipe import make
 
@@ -190,3 +194,141 @@ def test_cifar10_runs_from_the_command_line(cifar_dir, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     validation = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     assert validation["val_accuracy"] > 0.3
+
+
+class Terminating:
+    """Sends SIGTERM to this process once: when `moment` is at its n-th time."""
+
+    def __init__(self, moment, times):
+        self.moment, self.left = moment, times
+
+    def at(self, moment):
+        if moment == self.moment:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def install(self, monkeypatch):
+        step, evaluate, make_train_step = Reporter.step, loop.make_evaluate, loop.make_train_step
+
+        def report(reporter, *arguments):
+            self.at("step")
+            step(reporter, *arguments)
+
+        def make_evaluate(*arguments):
+            real = evaluate(*arguments)
+
+            def watched(model, watch):
+                def told(done, count):
+                    assert count == 6
+                    self.at("validation")
+                    watch(done, count)
+
+                return real(model, told)
+
+            return watched
+
+        def make_step(*arguments):
+            function = make_train_step(*arguments)
+            signals = self
+
+            class Slow:
+                def lower(self, *values):
+                    return self
+
+                def compile(self):
+                    before = signals.left
+                    signals.at("compilation")
+                    if before == 1 and signals.moment == "compilation":
+                        time.sleep(1)
+                    return function
+
+            return Slow()
+
+        monkeypatch.setattr(Reporter, "step", report)
+        monkeypatch.setattr(loop, "make_evaluate", make_evaluate)
+        monkeypatch.setattr(loop, "make_train_step", make_step)
+
+
+MOMENTS = [("step", 40, 40), ("step", 60, 60), ("validation", 2, 20), ("validation", 14, 60), ("compilation", 2, 30)]
+
+
+@pytest.mark.parametrize(("moment", "times", "saved"), MOMENTS, ids=str)
+def test_sigterm_is_heard_everywhere_and_the_run_ends_with_the_same_weights(
+    moment, times, saved, sealed_run, tmp_path, monkeypatch, capsys
+):
+    """Also at a step that seals: a seal that was left out would show, since the one of this test halves the head."""
+    recipe, sha = sealed_run(tmp_path / "whole", monkeypatch)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        Terminating(moment, times).install(patched)
+        assert train(recipe, run, resume=False) == 143
+    assert f"saved step {saved}; go on with --resume {run}\n" in capsys.readouterr().out
+    assert max(int(path.name) for path in (run / "checkpoints").iterdir()) == saved
+    assert train(recipe, run, resume=True) == 0
+    assert sha256(run) == sha
+    records = read_metrics(run / "metrics.jsonl")
+    assert [r["step"] for r in records if "val_loss" in r] == [20, 40, 60]
+    assert [r["step"] for r in records if "loss" in r] == [10, 20, 30, 40, 50, 60]
+
+
+@pytest.fixture
+def sealed_run(shared={}):  # noqa: B006
+    """A function that trains under a seal that always shows, with a second compilation half way, and its sha256."""
+
+    def run(folder, monkeypatch):
+        def halve(model, watch):
+            head = next(weight for weight in weights(model) if weight.name == "head")
+            return map_weights(lambda w: w.with_array(w.array / 2) if w.name == head.name else w, model)
+
+        monkeypatch.setattr(loop, "seal", halve)
+        monkeypatch.setattr(lipzoo.train, "EVALUATED_TOGETHER", {1: 64})
+        monkeypatch.setattr(Recipe, "window_at", lambda self, step: 1 + (step > 30))
+        recipe = make(**SMALL_RUN)
+        if not shared:
+            assert train(recipe, folder, resume=False) == 0
+            shared["sha256"] = sha256(folder)
+        return recipe, shared["sha256"]
+
+    return run
+
+
+def test_a_signal_before_the_first_step_and_after_the_last_says_what_is_saved(tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    run, recipe = tmp_path / "run", make(**SMALL_RUN)
+    moments = [
+        (type(recipe.data), "load", "has written nothing"),
+        (loop, "init_state", "no step was done; go on with --resume"),
+        (loop, "certify", "complete and saved; python -m lipzoo.certify"),
+    ]
+    for owner, name, message in moments:
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, interrupt)
+            with pytest.raises(Interrupted, match=message) as end:
+                train(recipe, run, resume=run.exists())
+        assert end.value.number == signal.SIGINT
+    assert lipzoo.load(run).step == 60
+
+
+def test_a_thread_that_is_not_the_main_one_can_train(tmp_path):
+    status = []
+    thread = threading.Thread(target=lambda: status.append(train(make(**SMALL_RUN), tmp_path / "run", resume=False)))
+    thread.start()
+    thread.join()
+    assert status == [0]
+
+
+def test_a_run_outlives_who_reads_what_it_says(tmp_path):
+    run = tmp_path / "run"
+    command = f"'{sys.executable}' -m recipes.digits_mlp --steps 20 --save-interval 10 --run-dir '{run}' | head -1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUNBUFFERED": "1"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "MLP\n", "")
+    assert (run / "certificate.json").exists()

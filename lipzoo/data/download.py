@@ -8,21 +8,28 @@ import uuid
 from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from rich.progress import wrap_file
+from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from lipzoo.errors import UserError
+from lipzoo.files import expanded
+from lipzoo.progress import waiting
 
 POINTER_BYTES = 1024
 """The most that a Git-LFS pointer has."""
 
 
 def cache_dir() -> Path:
-    """`$LIPZOO_DATA_DIR`, by default ~/.cache/lipzoo."""
-    return Path(os.environ.get("LIPZOO_DATA_DIR", "~/.cache/lipzoo")).expanduser()
+    """`$LIPZOO_DATA_DIR`, by default ~/.cache/lipzoo. Raises UserError if there is no home directory for it."""
+    place = os.environ.get("LIPZOO_DATA_DIR") or "~/.cache/lipzoo"
+    try:
+        return expanded(place)
+    except UserError as error:
+        remedy = "set LIPZOO_DATA_DIR to a folder without ~"
+        raise UserError(f"data are to lie in {place}, but there is no such home directory: {remedy}") from error
 
 
 def fetch(url: str, path: Path, sha256: str) -> bytes:
@@ -43,11 +50,15 @@ def download(url: str, path: Path, sha256: str) -> Path:
 
     **Raises:** UserError without a network, or if the checksum is wrong (the file is then discarded).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent} ({error.strerror}): set LIPZOO_DATA_DIR") from error
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # Other processes may be at the same file.
     try:
         with _network(url, path), urlopen(url, timeout=30) as response, part.open("wb") as file:
-            digest = _copy(response, file, int(response.headers.get("Content-Length") or 0), path.name)
+            length = response.headers.get("Content-Length") or ""
+            digest = _copy(response, file, int(length) if length.isdecimal() else None, path.name)
         if digest != sha256:
             raise UserError(
                 f"{url} has sha256 {digest} instead of {sha256}: the download is damaged or the source has changed; "
@@ -89,11 +100,12 @@ def _network(url: str, path: Path) -> Iterator[None]:
         ) from error
 
 
-def _copy(source: BinaryIO | HTTPResponse, target: BinaryIO, total: int, name: str) -> str:
+def _copy(source: BinaryIO | HTTPResponse, target: BinaryIO, total: int | None, name: str) -> str:
     """Copies with a progress bar; returns the sha256 of what went by."""
     digest = hashlib.sha256()
-    with wrap_file(cast(BinaryIO, source), total=total, description=f"Downloading {name}") as reader:
-        while chunk := reader.read(1 << 20):
+    with waiting(f"downloading {name}", total, columns=(DownloadColumn(), TransferSpeedColumn())) as wait:
+        while chunk := source.read(1 << 20):
             digest.update(chunk)
             target.write(chunk)
+            wait.advance(len(chunk))
     return digest.hexdigest()

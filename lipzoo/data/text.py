@@ -17,6 +17,9 @@ SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TRAIN_FRACTION = 0.9
 PUBLISHED_WINDOWS = 20 * 64
 
+SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+"""The characters of tiny Shakespeare, known without the text, so that a recipe can be checked before a download."""
+
 TextSource = Literal["shakespeare", "pydoc"]
 
 
@@ -148,6 +151,8 @@ class TextConfig:
         """Why there are no such data, or None."""
         if self.batch_size < 1 or self.seq_len < 1:
             return "--batch-size and --seq-len must be at least 1"
+        if repeated := sorted({c for c in self.alphabet if self.alphabet.count(c) > 1}):
+            return f"--alphabet holds {''.join(repeated)!r} more than once: each character is one token"
         return None
 
     @property
@@ -157,7 +162,10 @@ class TextConfig:
 
     def complete(self) -> "TextConfig":
         """This with the alphabet of the text, so that a checkpoint holds its own tokenizer."""
-        return self if self.alphabet else dataclasses.replace(self, alphabet="".join(sorted(set(TEXTS[self.data]()))))
+        if self.alphabet:
+            return self
+        alphabet = SHAKESPEARE if self.data == "shakespeare" else "".join(sorted(set(load_pydoc())))
+        return dataclasses.replace(self, alphabet=alphabet)
 
     @property
     def sizes(self) -> tuple[int, int]:

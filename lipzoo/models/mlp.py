@@ -36,6 +36,7 @@ ACTIVATIONS: Mapping[Activation, Callable[[], AbstractModule]] = {
     "groupsort": lambda: GroupSort(group=8),
     "identity": Identity,
 }
+DEEPEST = 1024
 
 
 class MLP(AbstractModule):
@@ -151,6 +152,8 @@ class MLPConfig:
         """Why there is no such model, or None."""
         if self.depth < 1 or self.width < 1:
             return "--depth and --width must be at least 1"
+        if self.depth > DEEPEST:
+            return f"--depth must be at most {DEEPEST:,}, since every layer is compiled by itself, got {self.depth:,}"
         if not 0 <= self.residual <= 1:
             return f"--residual must lie between 0 and 1, got {self.residual}"
         if not 0 < self.final_scale < math.inf:

@@ -63,6 +63,7 @@ PROBE_FRACTION = 32
 """The probe is this part of a batch unless told otherwise: per token, a JVP costs about as much as a training step."""
 MOST_TRIES = 8
 """Smaller steps tried where the divergence is above δ; each may be an eighth of the one before."""
+MOST_REFINED = 16
 MATRIX_AXES = {"embedding": 3, "gain": 3}
 """Axes of a matrix that is not stacked, by role, where they are not 2: rows or entries of one table are one layer."""
 
@@ -119,6 +120,8 @@ class EBCConfig:
             return "--ebc.beta-ema must lie between 0 and 1, and --ebc.beta-huber-delta be at least 0 and finite"
         if not 0 < self.safety < math.inf or self.probe_tokens < 0 or self.refine < 0:
             return "--ebc.safety must be positive and finite, --ebc.probe-tokens and --ebc.refine at least 0"
+        if self.refine > MOST_REFINED:
+            return f"--ebc.refine must be at most {MOST_REFINED}: every time is a forward pass, got {self.refine}"
         if self.refine and self.aggregate != "exact":
             return "--ebc.refine is for --ebc.aggregate exact"
         if self.aggregate != "exact" and not _layers(self, model):

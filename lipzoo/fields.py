@@ -1,0 +1,44 @@
+"""What is true of every number of a configuration, in use or not, wherever it comes from."""
+
+import dataclasses
+import math
+from typing import Any
+
+LARGEST = 2**31 - 1
+"""Steps, sizes and counts become int32 on devices."""
+UNSIGNED = ("seed",)
+"""Whole numbers that may be twice as large."""
+PREFIXED = ("ebc", "controller", "guard", "surrogate")
+"""Parts of a recipe whose flags begin with their name."""
+
+
+def flag(name: str, prefix: str = "") -> str:
+    """How a field is written on the command line."""
+    return f"--{prefix}{name}".replace("_", "-")
+
+
+def number_refusal(config: Any, prefix: str = "") -> str | None:
+    """The first number of a configuration that nothing can be computed with, NaN, infinite or beyond int32; or None.
+
+    Looks at all fields of the dataclass and of those inside it, whether they are in use or not: what is stored must be
+    readable as JSON, and a number that does nothing today does something when its part is turned on.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            refusal = number_refusal(value, f"{prefix}{field.name}." if field.name in PREFIXED else prefix)
+        else:
+            refusal = _refusal(flag(field.name, prefix), value, 2**32 - 1 if field.name in UNSIGNED else LARGEST)
+        if refusal:
+            return refusal
+    return None
+
+
+def _refusal(name: str, value: Any, largest: int) -> str | None:
+    if isinstance(value, tuple):
+        return next((r for part in value if (r := _refusal(name, part, largest))), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{name} must be finite, got {value}"
+    if isinstance(value, int) and abs(value) > largest:
+        return f"{name} must be at most {largest:,}, got {value:,}"
+    return None

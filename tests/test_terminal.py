@@ -1,0 +1,168 @@
+"""What every command has in common: streams of any kind, readers that go, signals, and one sentence at the end."""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from lipzoo.data.download import cache_dir
+from lipzoo.errors import Interrupted, UserError
+from lipzoo.files import expanded
+from lipzoo.terminal import ABANDONED, abandonable, guarded, make_console, outliving_readers
+
+
+def stream(encoding):
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict", newline="\n")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told"),
+    [("utf-8", "‖x‖ ≤ 2×3 ☃ ?\n"), ("ascii", "||x|| <= 2x3 ? ?\n"), ("cp1252", "||x|| <= 2×3 ? ?\n")],
+)
+def test_signs_that_an_encoding_lacks_are_spelled(encoding, told, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, stream(encoding))
+    text = "‖x‖ ≤ 2×3 ☃ \udcff"  # The last stands for a byte in the name of a file.
+
+    def command():
+        print(text)
+        raise UserError(text)
+
+    assert guarded(command) == 2
+    for name, prefix in (("stdout", ""), ("stderr", "error: ")):
+        written = getattr(sys, name)
+        written.flush()
+        assert written.buffer.getvalue().decode(encoding) == prefix + told
+
+
+def test_tables_are_drawn_with_what_the_encoding_has():
+    from rich.table import Table
+
+    console = make_console(file=stream("ascii"))
+    table = Table("[x]", title=":key:")
+    table.add_row("a[/b]")
+    console.print(table)
+    console.file.flush()
+    text = console.file.buffer.getvalue().decode("ascii")
+    assert "| a[/b] |" in text
+
+
+def test_what_users_name_is_printed_as_it_is():
+    file = io.StringIO()
+    make_console(file=file).print("run: [x] a[/b] :key: [red]3")
+    assert file.getvalue() == "run: [x] a[/b] :key: [red]3\n"
+
+
+@contextlib.contextmanager
+def unread(monkeypatch):
+    """stdout is a pipe that nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as file, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", file)
+        yield
+
+
+def chatter():
+    make_console().print("x" * 100_000)
+    print("y" * 100_000)
+    return 0
+
+
+def test_a_reader_who_goes_ends_a_tool_silently(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stderr := io.StringIO())
+    with unread(monkeypatch):
+        assert guarded(chatter) == 141
+        assert guarded(lambda: print("short") or 0) == 0  # Goes nowhere from now on.
+    assert stderr.getvalue() == ""
+
+
+def test_work_can_outlive_its_reader(monkeypatch):
+    def command():
+        with outliving_readers():
+            return chatter()
+
+    with unread(monkeypatch):
+        assert guarded(command) == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_output_that_cannot_be_written(monkeypatch, capsys):
+    with open("/dev/full", "w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert guarded(chatter) == 2
+    assert capsys.readouterr().err == "error: No space left on device: the output\n"
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+ENDS = [
+    (UserError("do this\nor that"), 2, "do this\\nor that"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+    (Interrupted("interrupted: saved", 15), 143, "interrupted: saved"),
+    (FileNotFoundError(2, "No such file", "a[/b]"), 2, "No such file: a[/b]"),
+    (MemoryError(), 2, "there is not enough memory"),
+    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), 2, "there is not enough memory"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "message"), ENDS, ids=[repr(e) for e, _, _ in ENDS])
+def test_every_end_is_one_sentence(error, status, message, capsys):
+    assert guarded(raising(error)) == status
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+def test_other_errors_are_not_hidden():
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        guarded(raising(RuntimeError("a mistake of ours")))
+
+
+def test_sigterm_clears_away_what_is_half_done(capsys):
+    cleared = []
+
+    def command():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            cleared.append(True)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert guarded(command) == 143
+    assert cleared == [True]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_long_calls_can_be_called_off():
+    assert abandonable(lambda: 3, lambda: False) == 3
+    with pytest.raises(KeyError):
+        abandonable(lambda: {}[0], lambda: False)
+    release = threading.Event()
+    assert abandonable(release.wait, lambda: True) is None
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == ABANDONED]
+    release.set()
+    thread.join()
+
+
+def test_homes_that_do_not_exist_are_named(monkeypatch):
+    with pytest.raises(UserError, match="no home directory to take for the ~ of ~nosuchuser/x"):
+        expanded("~nosuchuser/x")
+    monkeypatch.setenv("LIPZOO_DATA_DIR", "~nosuchuser/data")
+    with pytest.raises(UserError, match="set LIPZOO_DATA_DIR"):
+        cache_dir()
+    monkeypatch.setenv("LIPZOO_DATA_DIR", "")  # As if it were not set, and not the current directory.
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(cache_dir()) == "/home/me/.cache/lipzoo"
