@@ -1,8 +1,8 @@
 """The command-line entry that every recipe calls."""
 
 import argparse
+import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,9 @@ import tyro
 from tyro.conf import AvoidSubcommands, arg
 
 from lipzoo.errors import UserError
-from lipzoo.processes import ProcessConfig, timestamp
+from lipzoo.files import read_json
+from lipzoo.lock import held
+from lipzoo.processes import ProcessConfig, from_first, in_all, is_first, timestamp
 from lipzoo.recipe import Recipe
 
 CHANGEABLE = (
@@ -73,11 +75,15 @@ def guarded(command: Callable[[], int]) -> int:
     return 2
 
 
-def parse(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe] | None = None) -> CommandLine:
-    """The command line; with --resume, its defaults are what the run has stored, with --variant, those of a variant."""
+def parse(
+    default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe] | None = None, stored: Recipe | None = None
+) -> CommandLine:
+    """The command line; with --resume, its defaults are what the run has stored (by default, in the newest checkpoint
+    whose recipe can be read), with --variant, those of a variant."""
     variant, argv = _variant(argv, variants or {})
     resume, _ = tyro.cli(Resume, args=list(argv), add_help=False, return_unknown_args=True, console_outputs=False)
-    stored = None if resume.resume is None else stored_recipe(resume.resume)
+    if resume.resume is not None:
+        stored = stored or stored_recipe(resume.resume)
     named = f" --variant NAME starts from other settings: {', '.join(variants)}." if variants else ""
     line = tyro.cli(
         CommandLine,
@@ -87,7 +93,7 @@ def parse(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe] |
         description=f"Trains a Lipschitz-bounded network and certifies it.{named}",
     )
     if stored is not None:
-        _check_unchanged(stored, line.recipe)
+        check_unchanged(stored, line.recipe)
     return line
 
 
@@ -110,35 +116,45 @@ def _variant(argv: Sequence[str], variants: Mapping[str, Recipe]) -> tuple[Recip
 
 def stored_recipe(run: Path) -> Recipe:
     """The recipe of a run that is to be resumed: its newest checkpoint's, or what it was started with."""
-    from lipzoo.checkpoint import Damaged, find_steps, read_recipe
+    from lipzoo.restore import Damaged, find_steps, read_recipe
 
-    if not (run / "recipe.json").is_file():
-        raise UserError(f"{run} holds no recipe.json: give --resume the directory of a run")
-    steps = find_steps(run)
-    if not steps:
-        return _first_recipe(run / "recipe.json")
-    for step in steps:
-        try:
+    if not (run / "recipe.json").exists() and not (run / "checkpoints").is_dir():
+        raise UserError(f"{run} holds neither recipe.json nor checkpoints: give --resume the directory of a run")
+    for step in find_steps(run):
+        with contextlib.suppress(Damaged):  # What is damaged is told when all of it is looked at.
             return read_recipe(step)
-        except Damaged as error:
-            print(f"warning: the checkpoint {step} is damaged: {error}", file=sys.stderr)
-    raise UserError(f"no checkpoint of {run} can be read: start a new run")
+    return _first_recipe(run / "recipe.json")
 
 
 def _first_recipe(path: Path) -> Recipe:
     try:
-        return Recipe.from_json(json.loads(path.read_text()))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON and there is no checkpoint: start a new run") from error
+        return Recipe.from_json(read_json(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no checkpoint has a readable recipe, and {path} cannot be read ({error})") from error
 
 
-def _check_unchanged(stored: Recipe, given: Recipe) -> None:
+def _newest_whole(run: Path) -> Recipe | None:
+    """The recipe of the checkpoint that a run goes on from, the same in all processes; None if there is none yet."""
+    from lipzoo.checkpoint import newest_whole
+    from lipzoo.restore import read_recipe
+
+    def find() -> int:
+        with held(run):
+            found = newest_whole(run)
+        return -1 if found is None else int(found.name)
+
+    step = from_first(in_all(lambda: find() if is_first() else -1))
+    return None if step < 0 else read_recipe(run / "checkpoints" / str(step))
+
+
+def check_unchanged(stored: Recipe, given: Recipe) -> None:
+    """Raises UserError if a recipe has other settings than the run that it is to go on with, but for `CHANGEABLE`."""
     before, after = _flat(stored.to_json()), _flat(given.to_json())
     for name, value in after.items():
-        if before[name] != value and name not in CHANGEABLE:
+        if before.get(name) != value and name not in CHANGEABLE:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(
-                f"{flag} {value} differs from the {before[name]} that the run was started with: "
+                f"{flag} {value} differs from the {before.get(name)} that the run was started with: "
                 f"leave {flag} out to resume it, or start a new run without --resume"
             )
 
@@ -158,6 +174,8 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
 def _train(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe]) -> int:
     line = parse(default, argv, variants)
     line.processes.start()  # Before anything computes.
+    if line.resume.resume is not None and (whole := _newest_whole(line.resume.resume)) is not None:
+        line = parse(default, argv, variants, whole)  # It may be another than the newest whose recipe can be read.
     line.recipe.check()
     from lipzoo.loop import train  # After parsing, so that --help and mistakes answer at once.
 

@@ -62,7 +62,7 @@ MISTAKES = [
     (["--lr", "500"], "--lr 500 is too high for layers.0: soft-cap absorbs updates"),
     (["--constraint-overrides", "nose=none"], "no layer is called 'nose'; the layers are layers.0, layers.1, head"),
     (["--mesh", "64"], "--mesh 64 needs 64 devices, but there are 8 (cpu)"),
-    (["--resume", "/nowhere"], "/nowhere holds no recipe.json"),
+    (["--resume", "/nowhere"], "/nowhere holds neither recipe.json nor checkpoints"),
     (["--run-dir", "/dev/null/run"], "cannot write to /dev/null/run"),
 ]
 
