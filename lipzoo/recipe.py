@@ -220,7 +220,7 @@ class Recipe:
         So a field that is added needs a default under which older recipes mean what they meant, and what cannot be said
         by a default needs a new `FORMAT` and an upgrade here.
 
-        **Raises:** UserError if it is no recipe, or one of another version of lipzoo: it names `version`, which wrote it.
+        **Raises:** UserError if it is no recipe, or one of another version of lipzoo: it names the `version` that wrote it.
         """
         here = f"lipzoo {importlib.metadata.version('lipzoo')}"
         unlike = (
@@ -302,7 +302,7 @@ def _upgraded(value: object) -> dict[str, Any]:
 def _config(kinds: Mapping[str, type], value: Mapping[str, Any]) -> Any:
     """A part of a recipe whose type is told by its kind."""
     kind = value.get("kind")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"it holds a kind {kind!r}, and those known here are {', '.join(kinds)}")
     return TypeAdapter(kinds[kind]).validate_python({name: field for name, field in value.items() if name != "kind"})
 

@@ -1,8 +1,8 @@
 """Reading checkpoints: which there are, whether one is whole, and what it holds (see `lipzoo.checkpoint`).
 
-Nothing of a step is used before all of it was looked at. What fails its checksums or cannot be read as what it should be
-is `Damaged`; what is whole but cannot be used here (no permission, no memory, another version of lipzoo) is a UserError
-that says so.
+Nothing of a step is used before all of it was looked at. What fails its checksums or cannot be read as what it should
+be is `Damaged`; what is whole but cannot be used here (no permission, no memory, another version of lipzoo) is a
+UserError that says so.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from lipzoo.models import AbstractModule
 from lipzoo.recipe import Recipe
 from lipzoo.weight import map_weights, weights
 
-for _name in ("absl", "asyncio"):  # They tell of every file and of every task that failed; what is raised reaches us.
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
+for logger in ("absl", "asyncio"):  # They tell of every file and of every task that failed; what is raised reaches us.
+    logging.getLogger(logger).setLevel(logging.CRITICAL)
 STEP = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 WORDS = re.compile(r"(.*):(int64|uint64|float64)", re.DOTALL)
 """The name of an array of 64 bits, which is stored as pairs of 32-bit words."""
@@ -147,7 +147,7 @@ def read_about(step: Path) -> dict[str, Any]:
 
 
 def read_recipe(step: Path) -> Recipe:
-    """The recipe that a checkpoint was trained by. Raises Damaged, or UserError if it is whole but not of this version."""
+    """The recipe that a checkpoint was trained by. Raises Damaged, or UserError if it is whole but of another version."""
     about = read_about(step)
     try:
         recipe = Recipe.from_json(about["recipe"], about["lipzoo"])
@@ -226,8 +226,8 @@ def _check_same(step: Path, item: str, like: Shapes, stored: Shapes) -> None:
     different = ", ".join(sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))[:3])
     if wanted.keys() != found.keys() and item_json(step, "digests").get(item, {}).keys() == stored.keys():
         raise UserError(
-            f"the {item} of the checkpoint {step} is laid out as lipzoo {read_about(step)['lipzoo']} does it, which wrote "
-            f"it, and not as lipzoo {lipzoo.__version__} does: use that version ({different})"
+            f"the {item} of the checkpoint {step}, written by lipzoo {read_about(step)['lipzoo']}, is not laid out as "
+            f"lipzoo {lipzoo.__version__} would: use the version that wrote it ({different})"
         )
     raise Damaged(f"its arrays are not those of the recipe: {different}")
 
@@ -303,9 +303,7 @@ def _held_step(step: Path) -> int:
     """The step that a checkpoint holds, whatever its folder is called. Format 1 tells it by the folder alone."""
     number = read_about(step).get("step", step_number(step))
     if number is None:
-        raise UserError(
-            f"the checkpoint {step} does not say which step it is: call its folder by the number of its step"
-        )
+        raise UserError(f"the checkpoint {step} does not say its step: call its folder by its step")
     return number
 
 
