@@ -220,12 +220,11 @@ class Recipe:
         So a field that is added needs a default under which older recipes mean what they meant, and what cannot be said
         by a default needs a new `FORMAT` and an upgrade here.
 
-        **Raises:** UserError if it is no recipe, or one of another version of lipzoo: it names the `version` that wrote it.
+        **Raises:** UserError if it is no recipe, or one of another version: it names the `version` that wrote it.
         """
         here = f"lipzoo {importlib.metadata.version('lipzoo')}"
-        unlike = (
-            f"the stored recipe{f', written by lipzoo {version},' if version else ''} is not one that {here} can read"
-        )
+        by = f", written by lipzoo {version}," if version else ""
+        unlike = f"the stored recipe{by} is not one that {here} can read"
         try:
             value = _upgraded(value)
             parts = {part: _config(kinds, value[part]) for part, kinds in KINDS.items()}

@@ -147,7 +147,7 @@ def read_about(step: Path) -> dict[str, Any]:
 
 
 def read_recipe(step: Path) -> Recipe:
-    """The recipe that a checkpoint was trained by. Raises Damaged, or UserError if it is whole but of another version."""
+    """The recipe that a checkpoint was trained by. Raises Damaged, or UserError if its version is another."""
     about = read_about(step)
     try:
         recipe = Recipe.from_json(about["recipe"], about["lipzoo"])

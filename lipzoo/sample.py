@@ -58,7 +58,7 @@ def empty_cache(gpt: GPT, room: int) -> Cache:
     """Keys and values of all blocks, with room for so many tokens."""
     config = gpt.config
     shape = (config.depth, room, config.heads, config.width // config.heads)
-    return jnp.zeros(shape), jnp.zeros(shape)
+    return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
 
 
 def choose(
