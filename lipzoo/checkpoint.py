@@ -55,6 +55,7 @@ from lipzoo.weight import map_weights, weights
 
 SPARE_BYTES = 1 << 19
 """Room for what a checkpoint holds beside the arrays."""
+GONE = "the directory {} is gone or was replaced while the run trained in it"
 LEFTOVERS = ("*.orbax-checkpoint-tmp*", "*.pruned")
 """What a kill leaves of steps that were being written or removed."""
 
@@ -81,8 +82,8 @@ class Checkpoints:
 
     def save(self, state: State, data: grain.DatasetIterator, recipe: Recipe, metrics: Mapping[str, float]) -> None:
         """Writes a checkpoint in the background; it appears under its step once it is complete."""
-        self._wait()
         self.check_place(state, data, recipe)
+        self._wait()
         step, place = int(state.step), dict(data.get_state())  # The same in all processes: any number can resume.
         arrays = {"model": _storable(weight_arrays(state.model)), "rest": _storable(_rest_arrays(state))}
         self._check_space(sum(array.nbytes for part in arrays.values() for array in part.values()))
@@ -100,6 +101,8 @@ class Checkpoints:
         if not is_first():
             return
         path = self._folder / str(step)
+        if not self._in_place():  # Orbax makes it anew.
+            raise UserError(GONE.format(self._run))
         check_whole(path)
         for item, like in shapes.items():
             check_arrays(path, item, like)
@@ -121,19 +124,26 @@ class Checkpoints:
 
     def check_place(self, state: State, data: grain.DatasetIterator, recipe: Recipe) -> None:
         """If the run's directory is gone, saves what is in memory elsewhere and raises UserError."""
-        with contextlib.suppress(OSError):
-            if not is_first() or os.path.samestat(self._folder.stat(), self._place):
-                return
+        if not is_first() or self._in_place():
+            return
+        with contextlib.suppress(UserError):  # What was being written is gone too.
+            self._wait()
         if jax.process_count() > 1:
-            raise UserError(f"the directory {self._run} is gone or was replaced while the run trained in it")
+            raise UserError(GONE.format(self._run))
         fresh = _unused(self._run, "rescued")
         other = Checkpoints(fresh, self._keep)
         other.save(state, data, recipe, {})
         other.close()
         raise UserError(
-            f"the directory {self._run} is gone or was replaced while the run trained in it: step {int(state.step)} is "
-            f"saved in {fresh}, go on with --resume {fresh}"
+            f"{GONE.format(self._run)}: step {int(state.step)} is saved in {fresh}, go on with --resume {fresh}"
         )
+
+    def _in_place(self) -> bool:
+        """Whether the folder is still the one that the run began to write to."""
+        try:
+            return os.path.samestat(self._folder.stat(), self._place)
+        except OSError:
+            return False
 
     def set_aside(self, step: int) -> Path:
         """Renames a step that cannot be used, so that nothing writes over it and no tool takes it for a step."""

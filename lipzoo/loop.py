@@ -106,12 +106,17 @@ class _Loop:
         training = self.recipe.training
         evaluate = make_evaluate(self.recipe, mesh, data)
         start, window, train_step = int(state.step), None, None
-        with Reporter(self.run_dir, self.recipe, start, self.console) as report, _signals() as received:
+        with (
+            Reporter(self.run_dir, self.recipe, start, self.console) as report,
+            _signals() as received,
+            self._rescue() as latest,
+        ):
             for step in range(start + 1, training.steps + 1):
                 if train_step is None or window != self.recipe.window_at(step):
                     window = self._announce(step)
                     train_step = make_train_step(self.recipe, mesh, data.white, window)
                 state, metrics = train_step(state, place(next(self.stream), mesh))
+                latest[:] = [state]
                 report.step(step, metrics)
                 last = step == training.steps
                 if last or step % training.log_interval == 0:
@@ -123,6 +128,17 @@ class _Loop:
                     return step, number
                 state = self._milestone(step, last, state, evaluate, report)
         return training.steps, 0
+
+    @contextlib.contextmanager
+    def _rescue(self) -> Iterator[list[State]]:
+        """Where a write finds the run's directory gone, the state put into the list is saved elsewhere."""
+        latest: list[State] = []
+        try:
+            yield latest
+        except FileNotFoundError:
+            if latest:
+                self.checkpoints.check_place(latest[0], self.stream, self.recipe)
+            raise
 
     def _announce(self, step: int) -> int:
         """The window that attention has from this step on; that it grows is told, since it means a compilation."""
