@@ -34,13 +34,10 @@ def write_text(path: Path, text: str) -> None:
 
 def check_regular(path: Path) -> int:
     """The size of a file, which has to be a plain one that can be opened. Raises ValueError or OSError."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # A FIFO would wait for a writer for ever.
-    try:
-        found = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-    if not stat.S_ISREG(found.st_mode):
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # A FIFO would wait for a writer for ever, and a device has no end.
         raise ValueError(f"{path.name} is no plain file")
+    path.open("rb").close()
     return found.st_size
 
 
