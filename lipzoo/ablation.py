@@ -71,7 +71,7 @@ class Runner:
         if path is None or not path.exists():
             return None
         value = json.loads(path.read_text())
-        if value["recipe"] != json.loads(json.dumps(recipe.to_json())):
+        if Recipe.from_json(value["recipe"]) != recipe:
             raise UserError(f"{path.parent} was run with other settings: choose another --out, or delete it")
         return value["result"]
 

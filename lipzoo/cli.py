@@ -1,8 +1,8 @@
 """The command-line entry that every recipe calls."""
 
 import argparse
+import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,9 @@ from tyro.conf import AvoidSubcommands, arg
 
 from lipzoo.errors import UserError
 from lipzoo.fields import flag, number_refusal
-from lipzoo.processes import ProcessConfig, timestamp
+from lipzoo.files import read_json
+from lipzoo.lock import held
+from lipzoo.processes import ProcessConfig, from_first, in_all, is_first, timestamp
 from lipzoo.recipe import Recipe
 from lipzoo.terminal import UserPath, outliving_readers
 from lipzoo.terminal import guarded as guarded
@@ -61,13 +63,17 @@ def main(default: Recipe, variants: Mapping[str, Recipe] | None = None) -> None:
     sys.exit(guarded(lambda: _train(default, sys.argv[1:], variants or {})))
 
 
-def parse(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe] | None = None) -> CommandLine:
-    """The command line; with --resume, its defaults are what the run has stored, with --variant, those of a variant."""
+def parse(
+    default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe] | None = None, stored: Recipe | None = None
+) -> CommandLine:
+    """The command line; with --resume, its defaults are what the run has stored (by default, in the newest checkpoint
+    whose recipe can be read), with --variant, those of a variant."""
     variant, argv = _variant(argv, variants or {})
     resume, _ = tyro.cli(Resume, args=list(argv), add_help=False, return_unknown_args=True, console_outputs=False)
     if resume.resume is not None and variant is not None:
         raise UserError("--variant has no effect on --resume, which takes the settings of the run: leave one out")
-    stored = None if resume.resume is None else stored_recipe(resume.resume)
+    if resume.resume is not None:
+        stored = stored or stored_recipe(resume.resume)
     named = f" --variant NAME starts from other settings: {', '.join(variants)}." if variants else ""
     line = tyro.cli(
         CommandLine,
@@ -77,7 +83,7 @@ def parse(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe] |
         description=f"Trains a Lipschitz-bounded network and certifies it.{named}",
     )
     if stored is not None:
-        _check_unchanged(stored, line.recipe)
+        check_unchanged(stored, line.recipe)
     if stored is not None and line.run_dir is not None:
         raise UserError("--run-dir has no effect beside --resume, which goes on in the same directory: leave it out")
     if refusal := number_refusal(line.recipe) or unused_refusal(stored or variant or default, line.recipe):
@@ -104,34 +110,44 @@ def _variant(argv: Sequence[str], variants: Mapping[str, Recipe]) -> tuple[Recip
 
 def stored_recipe(run: Path) -> Recipe:
     """The recipe of a run that is to be resumed: its newest checkpoint's, or what it was started with."""
-    from lipzoo.checkpoint import Damaged, find_steps, read_recipe
+    from lipzoo.restore import Damaged, find_steps, read_recipe
 
-    if not (run / "recipe.json").is_file():
-        raise UserError(f"{run} holds no recipe.json: give --resume the directory of a run")
-    steps = find_steps(run)
-    if not steps:
-        return _first_recipe(run / "recipe.json")
-    for step in steps:
-        try:
+    if not (run / "recipe.json").exists() and not (run / "checkpoints").is_dir():
+        raise UserError(f"{run} holds neither recipe.json nor checkpoints: give --resume the directory of a run")
+    for step in find_steps(run):
+        with contextlib.suppress(Damaged):  # What is damaged is told when all of it is looked at.
             return read_recipe(step)
-        except Damaged as error:
-            print(f"warning: the checkpoint {step} is damaged: {error}", file=sys.stderr)
-    raise UserError(f"no checkpoint of {run} can be read: start a new run")
+    return _first_recipe(run / "recipe.json")
 
 
 def _first_recipe(path: Path) -> Recipe:
     try:
-        return Recipe.from_json(json.loads(path.read_text()))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON and there is no checkpoint: start a new run") from error
+        return Recipe.from_json(read_json(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no checkpoint has a readable recipe, and {path} cannot be read ({error})") from error
 
 
-def _check_unchanged(stored: Recipe, given: Recipe) -> None:
+def _newest_whole(run: Path) -> Recipe | None:
+    """The recipe of the checkpoint that a run goes on from, the same in all processes; None if there is none yet."""
+    from lipzoo.checkpoint import newest_whole
+    from lipzoo.restore import read_recipe
+
+    def find() -> int:
+        with held(run):
+            found = newest_whole(run)
+        return -1 if found is None else int(found.name)
+
+    step = from_first(in_all(lambda: find() if is_first() else -1))
+    return None if step < 0 else read_recipe(run / "checkpoints" / str(step))
+
+
+def check_unchanged(stored: Recipe, given: Recipe) -> None:
+    """Raises UserError if a recipe has other settings than the run that it is to go on with, but for `CHANGEABLE`."""
     before, after = named_fields(stored.to_json()), named_fields(given.to_json())
     for name, value in after.items():
-        if before[name] != value and name not in CHANGEABLE:
+        if before.get(name) != value and name not in CHANGEABLE:
             raise UserError(
-                f"{flag(name)} {value} differs from the {before[name]} that the run was started with: "
+                f"{flag(name)} {value} differs from the {before.get(name)} that the run was started with: "
                 f"leave {flag(name)} out to resume it, or start a new run without --resume"
             )
 
@@ -139,6 +155,8 @@ def _check_unchanged(stored: Recipe, given: Recipe) -> None:
 def _train(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe]) -> int:
     line = parse(default, argv, variants)
     line.processes.start()  # Before anything computes.
+    if line.resume.resume is not None and (whole := _newest_whole(line.resume.resume)) is not None:
+        line = parse(default, argv, variants, whole)  # It may be another than the newest whose recipe can be read.
     line.recipe.check()
     from lipzoo.loop import train  # After parsing, so that --help and mistakes answer at once.
 

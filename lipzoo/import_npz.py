@@ -11,9 +11,9 @@ import json
 import pickle
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,15 +25,20 @@ from lipzoo.constraints import ConstraintName
 from lipzoo.data import TextConfig
 from lipzoo.data.text import SHAKESPEARE
 from lipzoo.errors import UserError
-from lipzoo.files import write_text
+from lipzoo.files import check_regular, write_text
 from lipzoo.models import GPTConfig
 from lipzoo.optim import OptimizerConfig
 from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.restore import first_line
 from lipzoo.terminal import UserPath, guarded
 from lipzoo.weight import map_weights, weights
 
 LARGEST_FILE = 1 << 32
 """Unpacked bytes beyond which a file is refused."""
+LARGEST_PICKLE = 1 << 28
+"""Unpacked bytes beyond which its pickled members are refused: as Python objects they take several times as much."""
+MOST_CONTAINERS = 1 << 20
+"""Lists and the like in a pickle: each takes a hundred times the one byte that makes it."""
 CONSTRAINT_NAMES: Mapping[str, ConstraintName] = {
     "none": "none",
     "soft_cap": "soft-cap",
@@ -90,8 +95,36 @@ class _Dtype:
         return np.dtype(self._order + self.name)
 
 
-class _Reader(pickle.Unpickler):
-    """Admits plain containers, numbers, strings and arrays; refuses everything else by name."""
+def _counted(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def counted(reader: Any) -> None:
+        reader.containers += 1
+        if reader.containers > MOST_CONTAINERS:
+            raise UserError(f"it holds more than {MOST_CONTAINERS:,} lists and the like")
+        load(reader)
+
+    return counted
+
+
+CONTAINERS = (
+    *(pickle.MARK, pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.EMPTY_SET, pickle.BYTEARRAY8),
+    *(pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.MEMOIZE, pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT),
+    *(pickle.REDUCE, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.OBJ, pickle.INST),
+)
+"""What makes an object of a few bytes of the file."""
+PYTHONS: Any = pickle._Unpickler
+
+
+class _Reader(PYTHONS):
+    """Admits plain containers, numbers, strings and arrays; refuses everything else by name.
+
+    It is the reader that is written in Python. The other one reserves memory for as much as a file says that it holds,
+    so that a few bytes can ask for all there is. Here each byte makes a few more, and what makes more is counted.
+    """
+
+    containers = 0
+    dispatch: ClassVar = {
+        code: _counted(load) if bytes([code]) in CONTAINERS else load for code, load in PYTHONS.dispatch.items()
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
@@ -104,6 +137,7 @@ class _Reader(pickle.Unpickler):
 def read_objects(path: Path) -> dict[str, Any]:
     """The members of a published npz file. Raises UserError if it is none, is damaged, or holds what may not be."""
     try:
+        check_regular(path)
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
             size = sum(member.file_size for member in members)
@@ -115,7 +149,7 @@ def read_objects(path: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{path} is not imported: {error}") from error
     except Exception as error:  # Whatever a broken file makes the readers raise.
-        raise UserError(f"{path} is damaged or not a published checkpoint ({error})") from error
+        raise UserError(f"{path} is damaged or not a published checkpoint ({first_line(error)})") from error
 
 
 def _read_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
@@ -126,7 +160,12 @@ def _read_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
     if not dtype.hasobject:
         stream.seek(0)
         return np.lib.format.read_array(stream, allow_pickle=False)
-    return _plain(_Reader(stream).load(), {})
+    if member.file_size > LARGEST_PICKLE:
+        raise UserError(f"its {member.filename} would have {member.file_size:,} bytes unpacked")
+    value = _plain(_Reader(stream).load(), {})
+    if (entries := _entries(value, {})) > member.file_size:  # Each takes a byte at least, unless it stands for many.
+        raise UserError(f"its {member.filename} holds the same list many times: {entries:,} entries")
+    return value
 
 
 def _plain(value: Any, known: dict[int, Any]) -> Any:
@@ -140,6 +179,18 @@ def _plain(value: Any, known: dict[int, Any]) -> Any:
             known[id(value)] = {name: _plain(part, known) for name, part in value.items()}
         else:
             known[id(value)] = [_plain(part, known) for part in value]
+    return known[id(value)]
+
+
+def _entries(value: Any, known: dict[int, int]) -> int:
+    """The numbers and strings that a value would have if nothing in it were shared."""
+    if isinstance(value, np.ndarray):
+        return value.size
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = sum(_entries(part, known) for part in parts)
     return known[id(value)]
 
 

@@ -19,15 +19,18 @@ from rich.console import Console
 
 from lipzoo.bound import format_power
 from lipzoo.certify import certify
-from lipzoo.checkpoint import Checkpoints, Damaged
+from lipzoo.checkpoint import Checkpoints, check_step
+from lipzoo.cli import check_unchanged
 from lipzoo.data import Images, Text, Tokens
 from lipzoo.ebc_plots import plot_ebc
 from lipzoo.errors import Interrupted, UserError
 from lipzoo.files import write_text
+from lipzoo.lock import held
 from lipzoo.plots import plot_run
 from lipzoo.processes import Ending, end, in_all, is_first
 from lipzoo.recipe import Recipe
 from lipzoo.report import Diverged, Reporter, check_packages
+from lipzoo.restore import Damaged, read_recipe
 from lipzoo.sharding import make_mesh, place, process_rows
 from lipzoo.terminal import abandonable, handling, make_console
 from lipzoo.train import (
@@ -59,18 +62,30 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
 
     **Raises:** Interrupted if a signal comes before the first step or after the last, when there is nothing to save.
     """
+    with contextlib.ExitStack() as stack:
+        return _train(recipe, run, stack, resume=resume)
+
+
+def _train(recipe: Recipe, run: Path, stack: contextlib.ExitStack, *, resume: bool) -> int:
     console = make_console(quiet=not is_first())
     with _interruptible(lambda: _before_the_first_step(run)):
         mesh = make_mesh(recipe.training.mesh)
-        prepare = functools.partial(_prepare, recipe, run, resume=resume)
+        claim = functools.partial(_claim, run, stack, resume=resume)
+        early = run.exists()  # What is refused is refused at once, and without data no directory is made.
+        in_all(lambda: claim() if is_first() and early else None)
+        prepare = functools.partial(_prepare, recipe)
         first = in_all(lambda: prepare() if is_first() else None)  # It downloads what is missing; then all read it.
         recipe, data = in_all(lambda: first or prepare())
+        in_all(lambda: claim() if is_first() and not early else None)
+        if not resume:
+            _note(run, recipe)
         batch_size, steps, seed = recipe.data.batch_size, recipe.training.steps, recipe.training.seed
         stream = data.batches(batch_size=batch_size, count=steps, seed=seed, rows=process_rows(mesh, batch_size))
         checkpoints = Checkpoints(run, recipe.training.keep)
         state = init_state(recipe, mesh)
         if resume:
-            state = _restore(checkpoints, state, stream, console)
+            state = _restore(recipe, run, checkpoints, state, stream, console)
+            _note(run, recipe)
         console.print(recipe.abstract_model(), f"run: {run}", sep="\n", soft_wrap=True)
     loop = _Loop(recipe, run, checkpoints, stream, console)
     try:
@@ -110,17 +125,14 @@ def _before_the_first_step(run: Path) -> str:
     return f"no step was done; go on with --resume {run}"
 
 
-def _prepare(recipe: Recipe, run: Path, *, resume: bool) -> tuple[Recipe, Images | Text | Tokens]:
-    """The complete recipe and its data, and the run's directory made."""
+def _prepare(recipe: Recipe) -> tuple[Recipe, Images | Text | Tokens]:
+    """The complete recipe and its data."""
     if recipe.constraint.seal and jax.process_count() > 1:
         raise UserError("sealing needs all weights in one process: add --no-seal, or train with one process")
     if is_first():
         check_packages(recipe)
     recipe = recipe.complete()
-    data = recipe.data.load(recipe.training.seed)
-    if is_first():
-        _create(run, recipe, resume=resume)
-    return recipe, data
+    return recipe, recipe.data.load(recipe.training.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +150,11 @@ class _Loop:
         training = self.recipe.training
         evaluate = make_evaluate(self.recipe, mesh, data)
         start, window, train_step = int(state.step), None, None
-        with Reporter(self.run_dir, self.recipe, start, self.console) as report, _signals() as received:
+        with (
+            Reporter(self.run_dir, self.recipe, start, self.console) as report,
+            _signals() as received,
+            self._rescue() as latest,
+        ):
             watcher = _Watcher(evaluate, report, Ending(received))
             # A signal may have ended the run in the middle of this validation.
             if start and self._is_validated(start) and not report.validated(start):
@@ -154,6 +170,7 @@ class _Loop:
                     if train_step is None:
                         return self._left_compiling(step - 1, state), received[0]
                 state, metrics = train_step(state, place(next(self.stream), mesh))
+                latest[:] = [state]
                 report.step(step, metrics)
                 if step == training.steps or step % training.log_interval == 0:
                     report.window(step, layer_norms(state.model))
@@ -161,6 +178,17 @@ class _Loop:
                 if number:
                     return step, number
         return training.steps, 0
+
+    @contextlib.contextmanager
+    def _rescue(self) -> Iterator[list[State]]:
+        """Where a write finds the run's directory gone, the state put into the list is saved elsewhere."""
+        latest: list[State] = []
+        try:
+            yield latest
+        except FileNotFoundError:
+            if latest:
+                self.checkpoints.check_place(latest[0], self.stream, self.recipe)
+            raise
 
     def _announce(self, step: int) -> int:
         """The window that attention has from this step on; that it grows is told, since it means a compilation."""
@@ -243,28 +271,58 @@ class _Watcher:
         return values, 0
 
 
-def _create(run: Path, recipe: Recipe, *, resume: bool) -> None:
-    if (run / "recipe.json").exists() and not resume:
-        raise UserError(f"{run} already holds a run: choose another --run-dir, or go on with --resume {run}")
+def _note(run: Path, recipe: Recipe) -> None:
+    """Writes what the run was started with beside its checkpoints, for whoever reads it."""
+    if is_first():
+        write_text(run / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
+
+
+def _claim(run: Path, stack: contextlib.ExitStack, *, resume: bool) -> None:
+    """Makes the run's directory and holds its lock as long as the stack is open."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        write_text(run / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
+        stack.enter_context(held(run))
     except OSError as error:
         raise UserError(f"cannot write to {run} ({error.strerror}): choose another --run-dir") from error
+    if not resume and ((run / "recipe.json").exists() or (run / "checkpoints").exists()):
+        raise UserError(f"{run} already holds a run: choose another --run-dir, or go on with --resume {run}")
 
 
-def _restore(checkpoints: Checkpoints, state: State, data: grain.DatasetIterator, console: Console) -> State:
-    """The newest state that can be read, or `state` if the run was killed before its first checkpoint."""
-    steps = checkpoints.steps()
-    if not steps:
-        console.print("no checkpoint was saved yet: starting from the first step")
-        return state
-    for step in steps:
+def _restore(
+    recipe: Recipe, run: Path, checkpoints: Checkpoints, state: State, data: grain.DatasetIterator, console: Console
+) -> State:
+    """The newest state that is whole, or `state` if the run was killed before its first checkpoint.
+
+    Newer ones, which are not whole, are renamed: the run will come to their steps again. Nothing is renamed if the run
+    cannot go on.
+    """
+    passed: list[int] = []
+    for step in checkpoints.steps():
         try:
-            return checkpoints.restore(step, state, data)
+            restored = _restore_step(recipe, run / "checkpoints" / str(step), checkpoints, state, data)
         except Damaged as error:
-            console.print(f"warning: the checkpoint of step {step} is damaged: {error}", style="yellow")
-    raise UserError("no checkpoint of this run can be read: start a new run")
+            console.print(f"warning: the checkpoint of step {step} {error.says}: {error}", style="yellow")
+            passed.append(step)
+            continue
+        for other in passed if is_first() else ():
+            console.print(f"step {other} is kept as {checkpoints.set_aside(other)}", soft_wrap=True)
+        return restored
+    if passed:
+        raise UserError("no checkpoint of this run can be read: start a new run")
+    console.print("no checkpoint was saved yet: starting from the first step")
+    return state
+
+
+def _restore_step(
+    recipe: Recipe, path: Path, checkpoints: Checkpoints, state: State, data: grain.DatasetIterator
+) -> State:
+    """The state of a step. Raises Damaged, or UserError if it is whole but this recipe cannot go on from it."""
+    step = int(path.name)
+    check_unchanged(read_recipe(path), recipe)
+    if step <= recipe.training.steps:
+        return checkpoints.restore(step, state, data)
+    check_step(path)
+    raise UserError(f"the run has reached step {step}: give --steps {step} or more, or leave it out")
 
 
 @contextlib.contextmanager

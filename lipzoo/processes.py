@@ -103,6 +103,11 @@ def in_all(attempt: Callable[[], T]) -> T:
     return result[0]
 
 
+def from_first(number: int) -> int:
+    """The first process's number, in all."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if jax.process_count() > 1 else number
+
+
 def timestamp() -> str:
     """The time at which a run starts, the same in all processes."""
     now = datetime.now()

@@ -2,11 +2,14 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 from pydantic import TypeAdapter, ValidationError
 from tyro.conf import arg
@@ -23,6 +26,7 @@ from lipzoo.constraints import (
 from lipzoo.data import DataConfig, TextConfig, TokensConfig
 from lipzoo.errors import UserError
 from lipzoo.fields import number_refusal
+from lipzoo.format1 import with_kinds
 from lipzoo.memory import memory_refusal
 from lipzoo.models import AbstractModule, GPTConfig, MLPConfig
 from lipzoo.optim import LR_FLAG, EBCConfig, OptimizerConfig
@@ -34,6 +38,15 @@ from lipzoo.weight import Weight, map_weights, set_caps, weights
 CAP_FLAG = "--sigma-max-overrides"
 AT_ONCE = 65_536
 """Tokens or images that a device works on at once, unless --accum-steps says how many parts there are."""
+FORMAT = 2
+"""The number of the format that recipes are stored in. All earlier ones can be read (`lipzoo.format1`)."""
+PARTS = ("model", "data", "optimizer", "constraint", "training")
+"""Parts that every stored recipe has; later ones have defaults."""
+KINDS: Mapping[str, Mapping[str, type]] = {
+    "model": {"mlp": MLPConfig, "gpt": GPTConfig},
+    "data": {"images": DataConfig, "text": TextConfig, "tokens": TokensConfig},
+}
+"""The parts that are of several kinds, by the names that are stored."""
 CAPS = (1e-6, 1e6)
 """Caps whose powers, up to the fourth, stay inside float32."""
 
@@ -190,7 +203,12 @@ class Recipe:
         """The model with fresh weights, each with its cap and under it."""
         model = self.optimizer.shares(self.model.build(*self.data.sizes, key=key))
         model = set_caps(model, {weight.name: self.cap_of(weight) for weight in weights(model)})
-        return map_weights(lambda w: w.with_array(w.array * min(1.0, w.cap / self.model.first_norm(w))), model)
+
+        def begin(weight: Weight) -> Weight:
+            array = weight.array.astype(jnp.float32)  # Under JAX_ENABLE_X64 too.
+            return weight.with_array(array * min(1.0, weight.cap / self.model.first_norm(weight)))
+
+        return map_weights(begin, model)
 
     def window_at(self, step: int) -> int:
         """How many tokens attention looks back in this step, counted from 1; 0 for all."""
@@ -201,21 +219,37 @@ class Recipe:
         return dataclasses.replace(self, data=self.data.complete())
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object from which `from_json` rebuilds the recipe."""
-        return dataclasses.asdict(self)
+        """A JSON object from which `from_json` rebuilds the recipe, in any later version too."""
+        value = {"format": FORMAT, **dataclasses.asdict(self)}
+        for part, kinds in KINDS.items():
+            kind = next(kind for kind, config in kinds.items() if isinstance(getattr(self, part), config))
+            value[part] = {"kind": kind, **value[part]}
+        return value
 
     @staticmethod
-    def from_json(value: object) -> "Recipe":
-        """The recipe of `to_json`, every field checked. Raises UserError if something is missing or of a wrong type."""
+    def from_json(value: object, version: str = "") -> "Recipe":
+        """The recipe of `to_json`, every field checked. What is not there has its default.
+
+        So a field that is added needs a default under which older recipes mean what they meant, and what cannot be said
+        by a default needs a new `FORMAT` and an upgrade here.
+
+        **Raises:** UserError if it is no recipe, or one of another version: it names the `version` that wrote it.
+        """
+        here = f"lipzoo {importlib.metadata.version('lipzoo')}"
+        by = f", written by lipzoo {version}," if version else ""
+        unlike = f"the stored recipe{by} is not one that {here} can read"
         try:
-            recipe = TypeAdapter(Recipe).validate_python(value)
+            value = _upgraded(value)
+            parts = {part: _config(kinds, value[part]) for part, kinds in KINDS.items()}
+            recipe = TypeAdapter(Recipe).validate_python({**value, **parts})
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"the stored recipe is damaged: {place}: {first['msg']}") from error
-        if _fields(value) != _fields(recipe.to_json()):
-            names = sorted(_fields(value) ^ _fields(recipe.to_json()))
-            raise UserError(f"the stored recipe is damaged, or of another version of lipzoo: {', '.join(names[:3])}")
+            raise UserError(f"{unlike}: {place}: {first['msg']}") from error
+        except ValueError as error:
+            raise UserError(f"{unlike}: {error}") from error
+        if unknown := sorted(_fields(value) - _fields(recipe.to_json())):
+            raise UserError(f"{unlike}: it has other settings: {', '.join(unknown[:3])}")
         if refusal := number_refusal(recipe):
             raise UserError(f"the stored recipe cannot be used: {refusal}")
         return recipe
@@ -267,6 +301,24 @@ class Recipe:
         if reason:
             return f"--lr {optimizer.lr:g} is too high for {weight.name}: {reason}; lower it or raise --sigma-max"
         return None
+
+
+def _upgraded(value: object) -> dict[str, Any]:
+    """A stored recipe of any format as one of the newest. Raises ValueError if it is none."""
+    if not isinstance(value, dict) or not all(isinstance(value.get(part), dict) for part in PARTS):
+        raise ValueError(f"it lacks one of {', '.join(PARTS)}")
+    number = value.get("format", 1)  # The first format had no number.
+    if number not in range(1, FORMAT + 1):
+        raise ValueError(f"its format is {number!r}, and the newest known here is {FORMAT}")
+    return {**with_kinds(value), "format": FORMAT} if number == 1 else value
+
+
+def _config(kinds: Mapping[str, type], value: Mapping[str, Any]) -> Any:
+    """A part of a recipe whose type is told by its kind."""
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"it holds a kind {kind!r}, and those known here are {', '.join(kinds)}")
+    return TypeAdapter(kinds[kind]).validate_python({name: field for name, field in value.items() if name != "kind"})
 
 
 def _fields(value: Any, prefix: str = "") -> set[str]:

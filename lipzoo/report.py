@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lipzoo.errors import UserError
-from lipzoo.files import write_text
+from lipzoo.files import check_regular, parse_json, write_text
 from lipzoo.processes import is_first
 from lipzoo.progress import Wait, part_of
 from lipzoo.recipe import Recipe
@@ -23,6 +23,8 @@ from lipzoo.weight import weights
 
 Record = dict[str, Any]
 Sink = Callable[[Record], None]
+LONGEST_LINE = 1 << 20
+"""Characters of a line of metrics.jsonl that are read at once."""
 
 
 class Diverged(Exception):
@@ -139,15 +141,17 @@ def _largest(caps: Mapping[str, float], record: Record) -> str:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The records of a metrics.jsonl; a line that is none, as one that was cut off by a kill, is passed over."""
+    """The records of a metrics.jsonl; a line that was cut off by a kill, or is none of ours, is passed over."""
+    if not path.exists():
+        return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
+    check_regular(path)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while line := file.readline(LONGEST_LINE):
+            with contextlib.suppress(ValueError):
+                record = parse_json(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    records.append(record)
     return records
 
 

@@ -99,7 +99,7 @@ DAMAGE = [
     (lambda step: shutil.rmtree(step / "model"), "its model is missing"),
     (lambda step: shutil.rmtree(step / "recipe"), "its recipe cannot be read"),
     (rescale, "its recipe does not have the sha256"),
-    (lambda step: shutil.rmtree(step / "digests"), "its recipe cannot be read"),
+    (lambda step: shutil.rmtree(step / "digests"), "its digests cannot be read"),
 ]
 
 

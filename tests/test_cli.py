@@ -74,7 +74,7 @@ MISTAKES = [
         "is called 'nose'; those are layers.0, layers.1, head",
     ),
     (["--mesh", "64"], "--mesh 64 needs 64 devices, but there are 8 (cpu)"),
-    (["--resume", "/nowhere"], "/nowhere holds no recipe.json"),
+    (["--resume", "/nowhere"], "/nowhere holds neither recipe.json nor checkpoints"),
     (["--run-dir", "/dev/null/run"], "cannot write to /dev/null/run"),
 ]
 

@@ -2,8 +2,11 @@
 
 import datetime
 import io
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -74,11 +77,52 @@ def test_whatever_is_not_plain_is_refused_by_name_and_not_run(tmp_path, capsys, 
     assert "must not run" not in capsys.readouterr().out
 
 
-def test_lists_within_lists_that_grow_without_end_when_copied_are_read_at_once(tmp_path):
+def shared(depth):
+    """Lists within lists that have 2^depth entries where each is copied."""
     value = [1.0]
-    for _ in range(200):
+    for _ in range(depth):
         value = [value, value]
-    assert len(read_objects(write(tmp_path / "x.npz", args={"x": value}))["args"]["x"]) == 2
+    return value
+
+
+GROWING = [
+    (pickle.dumps(shared(200)), "holds the same list many times"),
+    (pickle.dumps([[0.0] * 1000] * 1000), "holds the same list many times: 1,000,000 entries"),
+    (b"\x80\x04]" + b"\x94" * (2 << 20) + b".", "holds more than 1,048,576 lists and the like"),
+    (b"\x80\x04(" + b"]" * (2 << 20) + b"l.", "holds more than 1,048,576 lists and the like"),
+    (b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"abc.", "is damaged or not a published checkpoint"),
+    (b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".", "is damaged or not a published checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("pickled", "message"), GROWING)
+def test_a_pickle_that_grows_is_refused_while_it_is_small(tmp_path, pickled, message):
+    with pytest.raises(UserError, match=message):
+        read_objects(write_pickle(tmp_path / "x.npz", pickled))
+
+
+def write_pickle(path, pickled):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|O", "fortran_order": False, "shape": ()})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("args.npy", header.getvalue() + pickled)
+    return path
+
+
+def test_a_place_in_the_memo_far_ahead_takes_no_memory(tmp_path):
+    """A reader that holds the memo as an array would reserve 32 GB for these eight bytes."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))"
+    path = write_pickle(tmp_path / "x.npz", b"\x80\x04]r\xff\xff\xff\xfe.")
+    code = f"import lipzoo.import_npz as m, pathlib; {limit}; print(m.read_objects(pathlib.Path({str(path)!r})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "{'args': []}\n"
+
+
+def test_what_is_no_plain_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UserError, match="no plain file"):
+            read_objects(path)
 
 
 def test_the_schedule_called_none_is_constant(tmp_path):

@@ -127,17 +127,26 @@ def test_token_shards_are_set_by_flags():
 def test_json_is_checked_field_by_field():
     value = make().to_json()
     value["optimizer"]["lr"] = "fast"
-    with pytest.raises(UserError, match=r"damaged: optimizer\.lr"):
-        Recipe.from_json(value)
-    for damage in (
-        lambda v: v["model"].pop("residual"),
-        lambda v: v["model"].update(residuals=0.5),
-        lambda v: v.clear(),
+    with pytest.raises(UserError, match=r"written by lipzoo 9, is not one that lipzoo .* can read: optimizer\.lr"):
+        Recipe.from_json(value, "9")
+    for damage, message in (
+        (lambda v: v["model"].update(residuals=0.5), r"other settings: model\.residuals"),
+        (lambda v: v["model"].update(kind="tree"), "kind 'tree'"),
+        (lambda v: v.update(format=99), "its format is 99"),
+        (lambda v: v.update(format=[1]), r"its format is \[1\]"),
+        (lambda v: v.clear(), "lacks one of model"),
     ):
         value = make().to_json()
         damage(value)
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(UserError, match=message):
             Recipe.from_json(value)
+
+
+def test_a_setting_that_is_not_stored_has_its_default():
+    value = make(residual=0.0, seed=3).to_json()
+    value["model"].pop("residual")
+    value.pop("ebc")
+    assert Recipe.from_json(value) == make(residual=0.0, seed=3)
 
 
 def test_overrides_choose_cap_and_constraint_by_pattern():

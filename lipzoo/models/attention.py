@@ -145,8 +145,9 @@ class Attention(AbstractModule):
 
     def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
         q, k, v = self._project(x, first)
-        start = (first, 0, 0)
-        keys, values = (jax.lax.dynamic_update_slice(old, new, start) for old, new in zip(cache, (k, v), strict=True))
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, new, first, 0) for old, new in zip(cache, (k, v), strict=True)
+        )
         return self._output(q, keys, values, first, Mask()), (keys, values)
 
     def _project(self, x: Float[Array, "time d"], first: Position) -> tuple[Heads, Heads, Heads]:
