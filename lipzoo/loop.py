@@ -168,6 +168,7 @@ class _Loop:
                     with report.waiting("compiling", None):
                         train_step = self._compiled(function, state, mesh, received)
                     if train_step is None:
+                        report.flush()
                         return self._left_compiling(step - 1, state), received[0]
                 state, metrics = train_step(state, place(next(self.stream), mesh))
                 latest[:] = [state]

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, TextIO, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from rich.console import Console
 from tyro.constructors import PrimitiveConstructorSpec
@@ -144,7 +144,7 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="lipzoo.spell")
 
 
-def _discard(stream: TextIO) -> None:
+def _discard(stream: Any) -> None:
     """What is written to a stream goes nowhere from now on, and so does what waits in it for Python to end."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -155,7 +155,7 @@ def _discard(stream: TextIO) -> None:
 class _Lasting:
     """A stream whose reader may go: the rest is then discarded."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:

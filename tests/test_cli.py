@@ -66,7 +66,7 @@ MISTAKES = [
     (["--resume", ""], "the path is empty"),
     (["--run-dir", "~nosuchuser/x"], "no home directory"),
     (["--resume", "~nosuchuser/x"], "no home directory"),
-    (["--run-dir", "\udcff"], "the path is not UTF-8"),
+    (["--run-dir", "\udcff"], "not UTF-8"),
     (["--lr", "-1"], "--lr must be positive"),
     (["--lr", "500"], "--lr 500 is too high for layers.0: soft-cap absorbs updates"),
     (
