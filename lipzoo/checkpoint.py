@@ -85,10 +85,11 @@ class Checkpoints:
         self.check_place(state, data, recipe)
         self._wait()
         step, place = int(state.step), dict(data.get_state())  # The same in all processes: any number can resume.
-        arrays = {"model": _storable(weight_arrays(state.model)), "rest": _storable(_rest_arrays(state))}
+        parts = {"model": weight_arrays(state.model), "rest": _rest_arrays(state)}
+        arrays = {name: _storable(part) for name, part in parts.items()}
         self._check_space(sum(array.nbytes for part in arrays.values() for array in part.values()))
         items = _items(arrays, {"data": place, "recipe": _about(step, recipe, metrics)})
-        shapes = {name: _shapes(part) for name, part in arrays.items()}
+        shapes = {name: _shapes(part) for name, part in parts.items()}
         with self._writing(step):
             if is_first() and (self._folder / str(step)).exists():
                 self.set_aside(step)

@@ -145,7 +145,10 @@ def read_metrics(path: Path) -> list[Record]:
     if not path.exists():
         return []
     records = []
-    check_regular(path)
+    try:
+        check_regular(path)
+    except ValueError as error:
+        raise UserError(f"{error}: move {path} away") from error
     with path.open(encoding="utf-8", errors="replace") as file:
         while line := file.readline(LONGEST_LINE):
             with contextlib.suppress(ValueError):

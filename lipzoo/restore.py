@@ -95,7 +95,7 @@ class Misplaced(Damaged):
 
 
 @contextlib.contextmanager
-def reading(what: str) -> Iterator[None]:
+def reading(step: Path, item: str = "") -> Iterator[None]:
     """Whatever a broken file makes readers raise is damage, unless it is the machine's fault."""
     try:
         yield
@@ -105,8 +105,8 @@ def reading(what: str) -> Iterator[None]:
         line = first_line(error)
         denied = isinstance(error, OSError) and error.errno not in (None, *GONE)
         if denied or isinstance(error, MemoryError) or NOT_DAMAGE.search(str(error)):
-            raise UserError(f"cannot read {what} ({line}): see to that and try again") from error
-        raise Damaged(f"its {Path(what).name} cannot be read ({line})") from error
+            raise UserError(f"cannot read {step / item} ({line}): see to that and try again") from error
+        raise Damaged(f"{f'its {item}' if item else 'it'} cannot be read ({line})") from error
 
 
 def first_line(error: Exception) -> str:
@@ -136,7 +136,7 @@ def find_steps(directory: Path) -> list[Path]:
 def check_files(step: Path) -> None:
     """Raises Damaged if a step holds what a reader could wait at for ever, or read for ever."""
     count = 0
-    with reading(str(step)):
+    with reading(step):
         if not step.is_dir():
             raise Damaged("it is no folder")
         for folder, _, names in os.walk(step, followlinks=True, onerror=_raise):
@@ -155,14 +155,14 @@ def _raise(error: OSError) -> None:
 
 def item_json(step: Path, item: str) -> Any:
     """A JSON item of a checkpoint. Read as a file, since Orbax's reader waits for other processes. Raises Damaged."""
-    with reading(str(step / item)):
+    with reading(step, item):
         return read_json(step / item / "metadata")
 
 
 def read_about(step: Path) -> dict[str, Any]:
     """What is noted of a checkpoint: version, recipe and, since format 2, step and metrics. Raises Damaged."""
     about, digests = item_json(step, "recipe"), item_json(step, "digests")
-    with reading(str(step / "recipe")):
+    with reading(step, "recipe"):
         expected, found = digests["recipe"], about if "step" in about else about["recipe"]
         if not isinstance(about["lipzoo"], str) or not isinstance(about.get("step", 0), int):
             raise ValueError("it is another kind of file")
@@ -208,7 +208,7 @@ def read_arrays(step: Path, item: str, like: Arrays) -> Arrays:
 
     arrays = _read(step, item, {name: (tuple(x.shape), np.dtype(x.dtype)) for name, x in like.items()}, abstract)
     _compare(step, item, checksums(arrays))
-    with reading(str(step / item)):
+    with reading(step, item):
         found = {_name(key): _like(key, array, like[_name(key)]) for key, array in arrays.items()}
     empty = {n: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding) for n, x in like.items() if 0 in x.shape}
     return found | empty
@@ -226,10 +226,12 @@ def _read(step: Path, item: str, like: Shapes, abstract: Callable[[str, tuple[in
         raise Damaged(f"its {item} is missing")
     path, index = plain(step) / item, jax.process_index()
     alone = ocp.options.MultiprocessingOptions(index, {index}, f"process_{index}")  # So that it waits for no other.
-    with reading(str(step / item)):
+    with reading(step, item):
         with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-            metadata = dict(checkpointer.metadata(path).item_metadata)
-        stored = {key: (tuple(x.shape), np.dtype(x.dtype)) for key, x in metadata.items()}
+            metadata = checkpointer.metadata(path).item_metadata
+        if metadata is None:
+            raise ValueError("what it holds is not noted")
+        stored = {key: (tuple(x.shape), np.dtype(x.dtype)) for key, x in dict(metadata).items()}
         _check_same(step, item, like, stored)
         wanted = {key: abstract(key, shape, dtype) for key, (shape, dtype) in stored.items()}
         shardings = [x.sharding for x in wanted.values() if isinstance(x, jax.ShapeDtypeStruct)]
