@@ -40,7 +40,7 @@ EBCS = {
 def base(batch_size: int) -> Recipe:
     """Adam at twice its best learning rate, without EBC."""
     line = dataclasses.replace(DEFAULTS["shakespeare"], batch_size=batch_size, steps=STEPS)
-    return recipe_of(line, Setting("adam", "none", None, "constant", 0.0, LR, 0))
+    return recipe_of(line, Setting("adam", "none", None, "constant", 0.0, LR, 0)).complete()
 
 
 def costs(batch_size: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Text by characters: tiny Shakespeare and an embedded corpus; random windows to train on, all the rest to test on."""
+"""Text by characters: tiny Shakespeare and two embedded texts; random windows to train on, all the rest to test on."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from lipzoo.data.batches import ALL, Batch, Split, iterate
 from lipzoo.data.download import cache_dir, fetch
+from lipzoo.data.synthetic import load_synthetic
 from lipzoo.errors import UserError
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -17,7 +18,7 @@ SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TRAIN_FRACTION = 0.9
 PUBLISHED_WINDOWS = 20 * 64
 
-TextSource = Literal["shakespeare", "pydoc"]
+TextSource = Literal["shakespeare", "pydoc", "synthetic"]
 
 
 def load_shakespeare() -> str:
@@ -32,7 +33,11 @@ def load_pydoc() -> str:
     return "\n".join(topics[name] for name in sorted(topics))
 
 
-TEXTS: dict[TextSource, Callable[[], str]] = {"shakespeare": load_shakespeare, "pydoc": load_pydoc}
+TEXTS: dict[TextSource, Callable[[], str]] = {
+    "shakespeare": load_shakespeare,
+    "pydoc": load_pydoc,
+    "synthetic": load_synthetic,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +141,7 @@ class TextConfig:
     """The part of a recipe that describes a text."""
 
     data: TextSource = "pydoc"
-    """Where the text comes from: pydoc is embedded, shakespeare is downloaded into the cache."""
+    """Where the text comes from: pydoc and synthetic are embedded, shakespeare is downloaded into the cache."""
     batch_size: int = 64
     """Windows a step, over all devices."""
     seq_len: int = 256
