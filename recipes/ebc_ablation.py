@@ -230,7 +230,8 @@ class Executor:
             return
         if self._line.data == "synthetic":
             told = {**row, "ebc": int(row["ebc"] != "off"), "spectral": int(row["spectral"] != "none")}
-            print(",".join(f"{v:.5g}" if isinstance(v := told[name], float) else str(v) for name in PRINTED), flush=True)
+            cells = (told[name] for name in PRINTED)
+            print(*(f"{cell:.5g}" if isinstance(cell, float) else cell for cell in cells), sep=",", flush=True)
         else:
             told = f"loss {row['final_loss']:.4f}, clipped {row['clip_rate']:.1%}, mean c {row['ebc_c']:.3f}"
             print(f"{run_name(recipe)}: {told}, {row['per_second']:,.0f} characters/s", flush=True)

@@ -20,7 +20,13 @@ TINY = {"steps": 6, "batch-size": 2, "seq-len": 8, "num-blocks": 1, "d-embed": 8
 
 def arguments(tmp_path, *more):
     sizes = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
-    return [*"--data synthetic --optimizers adam --constraints none".split(), *sizes, "--out", str(tmp_path), *more]
+    return [
+        *["--data", "synthetic", "--optimizers", "adam", "--constraints", "none"],
+        *sizes,
+        "--out",
+        str(tmp_path),
+        *more,
+    ]
 
 
 def rows(path):
