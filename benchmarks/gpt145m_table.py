@@ -1,7 +1,7 @@
 """Loss, certified bound and largest activation of variants of the 145M GPT trained alike.
 
     python -m benchmarks.gpt145m_table                       # a small model on Wikipedia, minutes on 2 cores
-    python -m benchmarks.gpt145m_table --flags "--data wikipedia_gpt2 --steps 600 --val-interval 100"      # a GPU
+    python -m benchmarks.gpt145m_table --flags="--data wikipedia_gpt2 --steps 600 --val-interval 100"      # a GPU
 
 Wikipedia's shards, in FineWeb10B's format, lie in the folder wikipedia_gpt2 of the data cache; losses on them do not
 compare with FineWeb's. Continues where it was stopped. Runs lie in runs/gpt145m_table; the table is written to

@@ -33,6 +33,16 @@ SMALL_RUN = {
 }
 
 
+REAL_DATA = {"cifar_dir", "shakespeare_dir", "wikipedia_dir"}
+
+
+def pytest_collection_modifyitems(items):
+    """`-m real_data` chooses the tests that need what these fixtures find."""
+    for item in items:
+        if REAL_DATA & set(item.fixturenames):
+            item.add_marker("real_data")
+
+
 @pytest.fixture
 def getkey():
     """A function that returns a new random key at each call."""

@@ -68,6 +68,7 @@ ENDINGS = [
 """How one run is ended again and again, and what it has just written then."""
 
 
+@pytest.mark.slow
 def test_a_run_that_was_ended_again_and_again_ends_bit_for_bit_as_one_that_was_not(reference, tmp_path):
     run = tmp_path / "run"
     arguments = [*FLAGS, "--run-dir", run]
