@@ -18,19 +18,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import benchmark
 from lipzoo.data import Augment, Images, Split
+from lipzoo.errors import UserError
 from lipzoo.recipe import ConstraintConfig, Recipe
 from lipzoo.sharding import batched, make_mesh
 from lipzoo.train import init_state, make_train_step
 from recipes.cifar_mlp import RECIPE
 
-ROUNDS, STEPS = 11, 12
 Shapes = tuple[tuple[int, ...], tuple[int, ...], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What can be said on the command line."""
+
+    rounds: int = 11
+    """Rounds in which every step is timed."""
+    steps: int = 12
+    """Steps of each in a round."""
+    variants: tuple[str, ...] = ()
+    """What to measure beside 'adamw, none'; by default all."""
 
 
 def variants() -> dict[str, Recipe]:
@@ -114,15 +128,20 @@ class Stepper:
 
 def main() -> None:
     """Prints the table."""
+    line = tyro.cli(CommandLine, description="One CIFAR-10 step against the time of its matrix products.")
+    known = variants()
+    if unknown := set(line.variants) - set(known):
+        raise UserError(f"there are no variants {', '.join(sorted(unknown))}; choose from {'; '.join(known)}")
+    chosen = {name: known[name] for name in dict.fromkeys(("adamw, none", *(line.variants or known)))}
     random = np.random.default_rng(0)
     split = Split(random.integers(0, 256, (50_000, 3072), np.uint8), random.integers(0, 10, 50_000, np.int32))
     images = Images(split, split, 255, 10, (3, 32, 32), Augment((3, 32, 32), flip=True, shift=2))
-    stream = images.batches(batch_size=512, count=STEPS, seed=0)
+    stream = images.batches(batch_size=512, count=line.steps, seed=0)
     next(stream)
-    pipeline = _seconds(lambda: [next(stream) and None for _ in range(STEPS - 1)]) / (STEPS - 1)
-    data = list(images.batches(batch_size=512, count=STEPS, seed=0))
-    steppers = {name: Stepper(recipe, data) for name, recipe in variants().items()}
-    rounds = [{name: stepper.run() for name, stepper in steppers.items()} for _ in range(ROUNDS)]
+    pipeline = _seconds(lambda: [next(stream) and None for _ in range(line.steps - 1)]) / (line.steps - 1)
+    data = list(images.batches(batch_size=512, count=line.steps, seed=0))
+    steppers = {name: Stepper(recipe, data) for name, recipe in chosen.items()}
+    rounds = [{name: stepper.run() for name, stepper in steppers.items()} for _ in range(line.rounds)]
     medians = {name: statistics.median(times[name] for times in rounds) for name in steppers}
     alone = {shapes: product_time(shapes) for shapes in set().union(*(s.products for s in steppers.values()))}
     columns = ("ms a step", "products, ms", "ratio", "GFLOP", "GFLOP/s in products", "÷ adamw")
@@ -140,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(main)

@@ -6,17 +6,19 @@ The MLP and the data are those of `recipes.cifar_mlp`, 2000 steps; runs lie in r
 benchmarks/cifar_table.csv and drawn in benchmarks/cifar_table.png.
 """
 
-import csv
 import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import FOLDER, benchmark
+from lipzoo.ablation import write_rows
 from lipzoo.constraints import CONSTRAINTS, ConstraintName
 from lipzoo.errors import UserError
 from lipzoo.loop import train
@@ -24,12 +26,28 @@ from lipzoo.recipe import Recipe
 from lipzoo.report import read_metrics
 from recipes.cifar_mlp import RECIPE
 
-RUNS, OUTPUT = Path("runs/cifar_table"), Path(__file__).with_name("cifar_table.csv")
-LEARNING_RATES = {"muon": 0.1, "adamw": 0.001}
+Optimizer = Literal["muon", "adamw"]
+LEARNING_RATES: dict[Optimizer, float] = {"muon": 0.1, "adamw": 0.001}
 Row = dict[str, Any]
 
 
-def recipe_of(optimizer: str, constraint: ConstraintName) -> Recipe:
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What can be said on the command line."""
+
+    steps: int = 2000
+    """Optimizer steps of every run."""
+    optimizers: tuple[Optimizer, ...] = tuple(LEARNING_RATES)
+    """Optimizers."""
+    constraints: tuple[ConstraintName, ...] = tuple(CONSTRAINTS)
+    """Constraints."""
+    runs: Path = Path("runs/cifar_table")
+    """Where the runs lie."""
+    out: Path = FOLDER
+    """Folder that cifar_table.csv and its picture are written to."""
+
+
+def recipe_of(optimizer: Optimizer, constraint: ConstraintName, steps: int) -> Recipe:
     """The CIFAR-10 recipe with this optimizer and constraint."""
     chosen: dict[str, Any] = {"optimizer": optimizer, "lr": LEARNING_RATES[optimizer]}
     if constraint == "weight-decay":  # Muon's norms then stay under 1/λ, which is made the cap of the others.
@@ -38,7 +56,7 @@ def recipe_of(optimizer: str, constraint: ConstraintName) -> Recipe:
         RECIPE,
         optimizer=dataclasses.replace(RECIPE.optimizer, **chosen),
         constraint=dataclasses.replace(RECIPE.constraint, constraint=constraint),
-        training=dataclasses.replace(RECIPE.training, steps=2000, save_interval=2000),
+        training=dataclasses.replace(RECIPE.training, steps=steps, save_interval=steps),
     )
 
 
@@ -51,9 +69,9 @@ def refused(recipe: Recipe) -> bool:
     return False
 
 
-def row_of(optimizer: str, constraint: ConstraintName) -> Row | None:
+def row_of(optimizer: Optimizer, constraint: ConstraintName, line: CommandLine) -> Row | None:
     """Trains, unless it was trained before, and reads the run's files."""
-    recipe, run = recipe_of(optimizer, constraint), RUNS / f"{optimizer}-{constraint}"
+    recipe, run = recipe_of(optimizer, constraint, line.steps), line.runs / f"{optimizer}-{constraint}"
     if refused(recipe):
         return None
     if not (run / "certificate.json").exists():
@@ -74,7 +92,7 @@ def row_of(optimizer: str, constraint: ConstraintName) -> Row | None:
     }
 
 
-def plot(rows: list[Row]) -> None:
+def plot(rows: list[Row], path: Path) -> None:
     """Accuracy against certified bound, beside the published code's two figures."""
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -99,17 +117,15 @@ def plot(rows: list[Row]) -> None:
     axes.set_title("CIFAR-10, MLP 3072-256-256-10, 2000 steps of 512")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(OUTPUT.with_suffix(".png"), dpi=120)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
     """Trains what is missing; writes, draws and prints the table."""
-    rows = [row for o in LEARNING_RATES for c in CONSTRAINTS if (row := row_of(o, c))]
-    with OUTPUT.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    plot(rows)
+    line = tyro.cli(CommandLine, description="Accuracy and bounds of every constraint on CIFAR-10.")
+    rows = [row for o in line.optimizers for c in line.constraints if (row := row_of(o, c, line))]
+    write_rows(line.out / "cifar_table.csv", rows)
+    plot(rows, line.out / "cifar_table.png")
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
@@ -117,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(main)

@@ -16,19 +16,20 @@ from typing import Any
 
 import jax
 import numpy as np
+import tyro
 from jaxtyping import Array
 from matplotlib.figure import Figure
 
+from benchmarks import FOLDER, benchmark
 from lipzoo.ablation import Row, write_rows
 from lipzoo.optim import EBCConfig
 from lipzoo.optim.ebc import mean_kl
 from lipzoo.recipe import Recipe
 from lipzoo.sharding import make_mesh
 from lipzoo.train import forward, init_state, make_train_step
-from recipes.ebc_ablation import DEFAULTS, Setting, recipe_of
+from recipes.ebc_ablation import DEFAULTS, Setting, Source, recipe_of
 
-FOLDER = Path(__file__).parent
-LR, DELTA, ROUNDS, STEPS = 0.032, 0.03, 300, 300
+LR, DELTA = 0.032, 0.03
 EBCS = {
     "off": EBCConfig(),
     "l1": EBCConfig(enable=True, target_kl=DELTA),
@@ -37,25 +38,39 @@ EBCS = {
 }
 
 
-def base(batch_size: int) -> Recipe:
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What can be said on the command line."""
+
+    steps: int = 300
+    """Steps of every run, and steps that are timed."""
+    batch_sizes: tuple[int, ...] = (16, 64)
+    """Windows a step in the table of costs."""
+    data: Source = "shakespeare"
+    """What the GPT learns."""
+    out: Path = FOLDER
+    """Folder that the tables and the picture are written to."""
+
+
+def base(line: CommandLine, batch_size: int) -> Recipe:
     """Adam at twice its best learning rate, without EBC."""
-    line = dataclasses.replace(DEFAULTS["shakespeare"], batch_size=batch_size, steps=STEPS)
-    return recipe_of(line, Setting("adam", "none", None, "constant", 0.0, LR, 0))
+    grid = dataclasses.replace(DEFAULTS["shakespeare"], data=line.data, batch_size=batch_size, steps=line.steps)
+    return recipe_of(grid, Setting("adam", "none", None, "constant", 0.0, LR, 0)).complete()
 
 
-def costs(batch_size: int) -> list[Row]:
+def costs(line: CommandLine, batch_size: int) -> list[Row]:
     """Milliseconds of a step with each budget; overheads by the median of ratios of neighbours, and by means.
 
     Only the mean holds the share of what is done now and then: sweeps over the layers, and measurements.
     """
-    recipe, mesh = base(batch_size), make_mesh()
+    recipe, mesh = base(line, batch_size), make_mesh()
     data = recipe.data.load(0)
     batches = list(data.batches(batch_size=batch_size, count=20, seed=0))
     recipes = {name: dataclasses.replace(recipe, ebc=ebc) for name, ebc in EBCS.items()}
     states: dict[str, Any] = {name: init_state(r, mesh) for name, r in recipes.items()}
     steps = {name: make_train_step(r, mesh, None) for name, r in recipes.items()}
     times: dict[str, list[float]] = {name: [] for name in EBCS}
-    for round_ in range(ROUNDS + 1):
+    for round_ in range(line.steps + 1):
         for name, step in steps.items():
             start = time.perf_counter()
             states[name], _ = step(states[name], batches[round_ % len(batches)])
@@ -86,14 +101,14 @@ def rest_kl(recipe: Recipe) -> Callable[[Any, Any, Array], Array]:
     return kl
 
 
-def divergences(name: str) -> list[Row]:
+def divergences(line: CommandLine, name: str) -> list[Row]:
     """What every step of a run foretold and caused. The l1 run has a δ of its own: it would hardly move otherwise."""
     ebc = dataclasses.replace(EBCS[name], update_every=1 if "exact" in name else 20)
     ebc = dataclasses.replace(ebc, target_kl=2.0) if name == "l1" else ebc
-    recipe = dataclasses.replace(base(16), ebc=ebc)
+    recipe = dataclasses.replace(base(line, 16), ebc=ebc)
     state, step, kl = init_state(recipe, make_mesh()), make_train_step(recipe, make_mesh(), None), rest_kl(recipe)
     rows = []
-    for index, batch in enumerate(recipe.data.load(0).batches(batch_size=16, count=STEPS, seed=0)):
+    for index, batch in enumerate(recipe.data.load(0).batches(batch_size=16, count=line.steps, seed=0)):
         before = jax.tree.map(np.array, state.model)
         state, told = step(state, batch)
         values = {key: float(value) for key, value in told.items()}
@@ -105,7 +120,7 @@ def divergences(name: str) -> list[Row]:
     return rows
 
 
-def plot(rows: list[Row]) -> None:
+def plot(rows: list[Row], path: Path) -> None:
     """Applied over target divergence at clipped steps, on the probe and on the rest of the batch."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     for axes, key in zip(figure.subplots(1, 2, sharey=True), ("probe", "rest"), strict=True):
@@ -118,21 +133,25 @@ def plot(rows: list[Row]) -> None:
         axes.set(title=f"applied KL / δ at clipped steps, {title}", xlabel="step", yscale="log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.savefig(FOLDER / "ebc_kl.png", dpi=110)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     """Measures, writes, draws and prints."""
-    table = [row for size in (16, 64) for row in costs(size)]
-    write_rows(FOLDER / "ebc_step.csv", table)
+    line = tyro.cli(CommandLine, description="What EBC costs a step, and what divergence its steps cause.")
+    table = [row for size in line.batch_sizes for row in costs(line, size)]
+    write_rows(line.out / "ebc_step.csv", table)
     for row in table:
         print(row)
-    rows = [row for name in ("l1", "exact", "exact, refined") for row in divergences(name)]
-    write_rows(FOLDER / "ebc_kl.csv", rows)
-    plot(rows)
+    rows = [row for name in ("l1", "exact", "exact, refined") for row in divergences(line, name)]
+    write_rows(line.out / "ebc_kl.csv", rows)
+    plot(rows, line.out / "ebc_kl.png")
     for name in ("l1", "exact", "exact, refined"):
         for key in ("probe", "rest"):
             chosen = [r for r in rows if r["ebc"] == name and r["c"] < 1 and not np.isnan(r[key])]
+            if not chosen:
+                print(f"{name}, {key}: no clipped step was measured")
+                continue
             ratio = np.array([r[key] / r["delta"] for r in chosen])
             over = np.median([r["foretold"] / r[key] for r in chosen])
             spread = np.quantile(ratio, [0, 0.05, 0.5, 0.95, 1])
@@ -141,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(main)

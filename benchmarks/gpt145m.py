@@ -23,15 +23,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import FOLDER, benchmark
 from benchmarks.shakespeare_step import matmul_rate, model_flops, seconds
+from lipzoo.errors import UserError
 from lipzoo.models.layers import Mask
 from lipzoo.recipe import Recipe
 from lipzoo.sharding import make_mesh, place, spread
 from lipzoo.train import constrain, init_state, loss_and_gradient, make_train_step
 from recipes.gpt145m import VARIANTS
-
-OUTPUT = Path(__file__).with_name("gpt145m.csv")
-STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,28 +41,41 @@ class CommandLine:
     """Settings of `recipes.gpt145m`."""
     mesh: str = "1"
     """Devices, as for the recipe."""
-    batch_size: int = 48
-    """Windows a step on a GPU."""
-    seq_len: int = 1024
-    """Tokens of a window on a GPU."""
+    batch_size: int | None = None
+    """Windows a step; by default 48 on a GPU, 8 on a CPU."""
+    seq_len: int | None = None
+    """Tokens of a window; by default 1024 on a GPU, 256 on a CPU."""
+    rounds: int = 5
+    """How often everything is timed."""
+    product: int = 4096
+    """Rows and columns of the large product."""
     remat: str = "products"
     """What the backward pass computes anew."""
     profile: Path | None = None
     """Where to write a trace of the steps, for TensorBoard or Perfetto."""
+    out: Path = FOLDER
+    """Folder of gpt145m.csv, which a row is added to."""
+
+
+def variant(name: str) -> Recipe:
+    """The settings of this name."""
+    if name not in VARIANTS:
+        raise UserError(f"there is no variant {name!r}; choose from {', '.join(VARIANTS)}")
+    return VARIANTS[name]
 
 
 def recipe_of(line: CommandLine) -> Recipe:
     """The variant, made small where there is no accelerator."""
-    recipe = VARIANTS[line.variant]
+    recipe = variant(line.variant)
     small = jax.default_backend() == "cpu"
     size = {"depth": 4, "width": 192, "heads": 6} if small else {}
-    batch_size, seq_len = (8, 256) if small else (line.batch_size, line.seq_len)
+    rows, time = (8, 256) if small else (48, 1024)
     precision = "float32" if small else "bfloat16"
     model: Any = dataclasses.replace(recipe.model, remat=line.remat, window=0, window_stages=1, **size)
     return dataclasses.replace(
         recipe,
         model=model,
-        data=dataclasses.replace(recipe.data, batch_size=batch_size, seq_len=seq_len),
+        data=dataclasses.replace(recipe.data, batch_size=line.batch_size or rows, seq_len=line.seq_len or time),
         optimizer=dataclasses.replace(recipe.optimizer, msign_dtype=precision),
         training=dataclasses.replace(recipe.training, mesh=line.mesh, model_dtype=precision, steps=100),
     )
@@ -76,35 +88,36 @@ def random_batch(recipe: Recipe) -> dict[str, np.ndarray]:
     return {"input": tokens, "label": np.roll(tokens, -1, axis=1)}
 
 
-def measure(recipe: Recipe, profile: Path | None) -> dict[str, Any]:
+def measure(recipe: Recipe, line: CommandLine) -> dict[str, Any]:
     """Seconds of a step and of its parts, memory, tokens a second, utilisation."""
-    mesh = make_mesh(recipe.training.mesh)
+    mesh, timed = make_mesh(recipe.training.mesh), functools.partial(seconds, line.rounds)
     batch = place(random_batch(recipe), mesh)
     state: Any = init_state(recipe, mesh)
     optimizer, key = recipe.optimizer.build(spread=functools.partial(spread, mesh)), jax.random.key(0)
     differentiate = jax.jit(lambda model, batch: loss_and_gradient(recipe, mesh, None, model, batch, Mask())[1])
     gradient = differentiate(state.model, batch)
     parts = {
-        "forward and backward": seconds(differentiate, state.model, batch),
-        "optimizer": seconds(jax.jit(optimizer.update), gradient, state.opt_state, state.model),
-        "constraint": seconds(
+        "forward and backward": timed(differentiate, state.model, batch),
+        "optimizer": timed(jax.jit(optimizer.update), gradient, state.opt_state, state.model),
+        "constraint": timed(
             jax.jit(lambda m, u: constrain(recipe, mesh, m, u, jnp.float32(1), key)), state.model, gradient
         ),
     }
-    floor = model_flops(recipe, state.model) / (matmul_rate(recipe.training.model_dtype) * mesh.size)
+    rate = matmul_rate(line.rounds, line.product, recipe.training.model_dtype)
+    floor = model_flops(recipe, state.model) / (rate * mesh.size)
     del gradient
     jitted: Any = make_train_step(recipe, mesh, None)
     step = jitted.lower(state, batch).compile()
     memory = step.memory_analysis()
-    if profile is not None:
-        jax.profiler.start_trace(str(profile))
+    if line.profile is not None:
+        jax.profiler.start_trace(str(line.profile))
     times = []
-    for _ in range(STEPS + 1):
+    for _ in range(line.rounds + 1):
         start = time.perf_counter()
         state, _ = step(state, batch)
         jax.block_until_ready(state)
         times.append(time.perf_counter() - start)
-    if profile is not None:
+    if line.profile is not None:
         jax.profiler.stop_trace()
     whole = float(np.median(times[1:]))
     tokens = recipe.data.batch_size * recipe.data.unit[1]
@@ -129,13 +142,14 @@ def main() -> None:
         "batch": f"{recipe.data.batch_size}×{recipe.data.unit[1]}",
         "precision": recipe.training.model_dtype,
     }
-    row = about | {name: f"{value:.4g}" for name, value in measure(recipe, line.profile).items()}
+    row = about | {name: f"{value:.4g}" for name, value in measure(recipe, line).items()}
     table = Table("quantity", "value", title="benchmarks.gpt145m")
     for name, value in row.items():
         table.add_row(name, value)
     Console().print(table)
-    fresh = not OUTPUT.exists()
-    with OUTPUT.open("a", newline="") as file:
+    output = line.out / "gpt145m.csv"
+    fresh = not output.exists()
+    with output.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(row))
         if fresh:
             writer.writeheader()
@@ -143,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(main)

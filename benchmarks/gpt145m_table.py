@@ -1,14 +1,13 @@
 """Loss, certified bound and largest activation of variants of the 145M GPT trained alike.
 
     python -m benchmarks.gpt145m_table                       # a small model on Wikipedia, minutes on 2 cores
-    python -m benchmarks.gpt145m_table --flags "--data wikipedia_gpt2 --steps 600 --val-interval 100"      # a GPU
+    python -m benchmarks.gpt145m_table --flags="--data wikipedia_gpt2 --steps 600 --val-interval 100"      # a GPU
 
 Wikipedia's shards, in FineWeb10B's format, lie in the folder wikipedia_gpt2 of the data cache; losses on them do not
 compare with FineWeb's. Continues where it was stopped. Runs lie in runs/gpt145m_table; the table is written to
 benchmarks/gpt145m_table.csv and drawn in benchmarks/gpt145m_table.png.
 """
 
-import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -20,6 +19,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import FOLDER, benchmark
+from benchmarks.gpt145m import variant
+from lipzoo.ablation import write_rows
 from lipzoo.activations import measure
 from lipzoo.bound import format_power
 from lipzoo.checkpoint import load
@@ -27,9 +29,7 @@ from lipzoo.cli import parse
 from lipzoo.loop import train
 from lipzoo.models import GPT
 from lipzoo.report import read_metrics
-from recipes.gpt145m import VARIANTS
 
-OUTPUT = Path(__file__).with_name("gpt145m_table.csv")
 SMALL = (
     "--data wikipedia_gpt2 --depth 4 --width 128 --heads 4 --window 256 --window-stages 2 --batch-size 16 "
     "--seq-len 256 --val-tokens 65536 --model-dtype float32 --msign-dtype float32 --momentum-warmup 50 "
@@ -49,12 +49,14 @@ class CommandLine:
     """What to compare."""
     runs: Path = Path("runs/gpt145m_table")
     """Where the runs lie."""
+    out: Path = FOLDER
+    """Folder that gpt145m_table.csv and its picture are written to."""
 
 
-def run_of(variant: str, line: CommandLine) -> Path:
+def run_of(name: str, line: CommandLine) -> Path:
     """Trains, unless it was trained before."""
-    run = line.runs / variant
-    recipe = parse(VARIANTS[variant], line.flags.split()).recipe
+    run = line.runs / name
+    recipe = parse(variant(name), line.flags.split()).recipe
     recipe.check()
     if not (run / "certificate.json").exists():
         status = train(recipe, run, resume=(run / "recipe.json").exists())
@@ -63,7 +65,7 @@ def run_of(variant: str, line: CommandLine) -> Path:
     return run
 
 
-def row_of(variant: str, run: Path) -> dict[str, Any]:
+def row_of(name: str, run: Path) -> dict[str, Any]:
     """What the run's files say of it, and its largest activation."""
     certificate = json.loads((run / "certificate.json").read_text())
     last = [record for record in read_metrics(run / "metrics.jsonl") if "val_loss" in record][-1]
@@ -72,7 +74,7 @@ def row_of(variant: str, run: Path) -> dict[str, Any]:
     test = loaded.recipe.data.load(0).tests["val"]
     rows = measure(loaded.model, test.input[:WINDOWS])
     return {
-        "variant": variant,
+        "variant": name,
         "loss": last["val_loss"],
         "accuracy": last["val_accuracy"],
         "log10 certified": certificate["certified"]["log10_lipschitz"],
@@ -82,31 +84,28 @@ def row_of(variant: str, run: Path) -> dict[str, Any]:
     }
 
 
-def plot(runs: dict[str, Path]) -> None:
+def plot(runs: dict[str, Path], path: Path) -> None:
     """Training losses, with validation as dots."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for index, (variant, run) in enumerate(runs.items()):
+    for index, (name, run) in enumerate(runs.items()):
         records = read_metrics(run / "metrics.jsonl")
         training, validation = ([r for r in records if name in r] for name in ("loss", "val_loss"))
-        axes.plot([r["step"] for r in training], [r["loss"] for r in training], color=f"C{index}", label=variant)
+        axes.plot([r["step"] for r in training], [r["loss"] for r in training], color=f"C{index}", label=name)
         axes.plot([r["step"] for r in validation], [r["val_loss"] for r in validation], "o", color=f"C{index}")
     axes.set(xlabel="step", ylabel="training loss (dots: validation)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(OUTPUT.with_suffix(".png"), dpi=110)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     """Trains what is missing; writes, draws and prints the table."""
     line = tyro.cli(CommandLine, description="Variants of the 145M GPT trained alike.")
-    runs = {variant: run_of(variant, line) for variant in line.variants}
-    rows = [row_of(variant, run) for variant, run in runs.items()]
-    with OUTPUT.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    plot(runs)
+    runs = {name: run_of(name, line) for name in line.variants}
+    rows = [row_of(name, run) for name, run in runs.items()]
+    write_rows(line.out / "gpt145m_table.csv", rows)
+    plot(runs, line.out / "gpt145m_table.png")
     table = Table("variant", "loss", "accuracy", "certified", "a priori", "largest activation")
     for row in rows:
         bounds = [
@@ -119,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(main)

@@ -7,12 +7,13 @@ attention (all pairs, though half of them are masked). What the backward pass co
 """
 
 import dataclasses
+import functools
 import itertools
 import statistics
 import time
 from collections.abc import Callable
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import benchmark
 from lipzoo.certificate import Certificate
+from lipzoo.data import TextConfig
+from lipzoo.data.text import TextSource
 from lipzoo.models import GPT, GPTConfig
 from lipzoo.recipe import Recipe
 from lipzoo.sample import generate
@@ -30,8 +34,6 @@ from lipzoo.train import constrain, init_state, loss_and_gradient, make_train_st
 from lipzoo.weight import weights
 from recipes.shakespeare_gpt import RECIPE
 
-ROUNDS = 5
-
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
@@ -39,14 +41,26 @@ class CommandLine:
 
     accum_steps: int = RECIPE.training.accum_steps
     """Parts that the batch is computed in."""
-    model_dtype: str = "float32"
+    model_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of forward and backward."""
+    data: TextSource = "shakespeare"
+    """What the GPT reads."""
+    batch_size: int = RECIPE.data.batch_size
+    """Windows a step."""
+    seq_len: int = RECIPE.data.unit[1]
+    """Characters of a window."""
+    rounds: int = 5
+    """How often everything is timed."""
+    product: int = 4096
+    """Rows and columns of the large product."""
+    sampled: int = 200
+    """Characters to sample."""
 
 
-def seconds(function: Callable[..., Any], *arguments: Any) -> float:
+def seconds(rounds: int, function: Callable[..., Any], *arguments: Any) -> float:
     """Median time of a call after a first one that compiles."""
     times = []
-    for _ in range(ROUNDS + 1):
+    for _ in range(rounds + 1):
         start = time.perf_counter()
         jax.block_until_ready(function(*arguments))
         times.append(time.perf_counter() - start)
@@ -61,18 +75,18 @@ def model_flops(recipe: Recipe, gpt: GPT) -> float:
     return tokens * (6 * matrices + 12 * length * gpt.config.width * gpt.config.depth)
 
 
-def matmul_rate(dtype: str) -> float:
+def matmul_rate(rounds: int, size: int, dtype: str) -> float:
     """Operations a second in one large product."""
-    a = jnp.ones((4096, 4096), dtype)
-    return 2 * 4096**3 / seconds(jax.jit(jnp.matmul), a, a)
+    a = jnp.ones((size, size), dtype)
+    return 2 * size**3 / seconds(rounds, jax.jit(jnp.matmul), a, a)
 
 
-def step_seconds(recipe: Recipe, batch: dict[str, Any]) -> float:
+def step_seconds(rounds: int, recipe: Recipe, batch: dict[str, Any]) -> float:
     """The whole compiled step, which is given a new state each time: it donates the old one."""
     mesh = make_mesh()
     state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, None)
     times = []
-    for _ in range(ROUNDS + 1):
+    for _ in range(rounds + 1):
         start = time.perf_counter()
         state, _ = train_step(state, batch)
         jax.block_until_ready(state)
@@ -80,7 +94,7 @@ def step_seconds(recipe: Recipe, batch: dict[str, Any]) -> float:
     return statistics.median(times[1:])
 
 
-def sampling_rate(gpt: GPT, count: int = 200) -> float:
+def sampling_rate(gpt: GPT, count: int) -> float:
     """Characters a second, after those that compile."""
     tokens = generate(gpt, np.zeros(129, np.int32))
     list(itertools.islice(tokens, 2))
@@ -93,21 +107,24 @@ def main() -> None:
     """Prints the table."""
     line = tyro.cli(CommandLine, description="The step of the Shakespeare GPT.")
     training = dataclasses.replace(RECIPE.training, accum_steps=line.accum_steps, model_dtype=line.model_dtype)
-    recipe = dataclasses.replace(RECIPE, model=GPTConfig(), training=training).complete()
-    data = recipe.data.load(0).batches(batch_size=recipe.data.batch_size, count=9, seed=0)
-    batch, pipeline = jax.device_put(next(data)), seconds(lambda: next(data))
+    text = TextConfig(data=line.data, batch_size=line.batch_size, seq_len=line.seq_len)
+    recipe = dataclasses.replace(RECIPE, model=GPTConfig(), data=text, training=training)
+    recipe.check()
+    recipe, timed = recipe.complete(), functools.partial(seconds, line.rounds)
+    data = recipe.data.load(0).batches(batch_size=recipe.data.batch_size, count=2 + line.rounds, seed=0)
+    batch, pipeline = jax.device_put(next(data)), timed(lambda: next(data))
     mesh = make_mesh()
     model: Any = init_state(recipe, mesh).model
     optimizer = recipe.optimizer.build()
     differentiate = jax.jit(lambda model, batch: loss_and_gradient(recipe, mesh, None, model, batch)[1])
     grads, opt_state, key = differentiate(model, batch), optimizer.init(model), jax.random.key(0)
     parts = {
-        "whole step": step_seconds(recipe, batch),
-        "forward and backward": seconds(differentiate, model, batch),
-        "Muon": seconds(jax.jit(optimizer.update), grads, opt_state, model),
-        "constraint": seconds(jax.jit(lambda m, u: constrain(recipe, mesh, m, u, jnp.float32(1), key)), model, grads),
+        "whole step": step_seconds(line.rounds, recipe, batch),
+        "forward and backward": timed(differentiate, model, batch),
+        "Muon": timed(jax.jit(optimizer.update), grads, opt_state, model),
+        "constraint": timed(jax.jit(lambda m, u: constrain(recipe, mesh, m, u, jnp.float32(1), key)), model, grads),
     }
-    floor = model_flops(recipe, model) / matmul_rate(line.model_dtype)
+    floor = model_flops(recipe, model) / matmul_rate(line.rounds, line.product, line.model_dtype)
     shape = "×".join(map(str, batch["input"].shape))
     table = Table(
         f"batch {shape} in {line.accum_steps} parts",
@@ -124,8 +141,8 @@ def main() -> None:
     start = time.perf_counter()
     Certificate.of(model)
     console.print(f"certificate: {time.perf_counter() - start:.2f} s")
-    console.print(f"sampling: {sampling_rate(model):,.0f} characters a second")
+    console.print(f"sampling: {sampling_rate(model, line.sampled):,.0f} characters a second")
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(main)

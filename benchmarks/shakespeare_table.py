@@ -7,7 +7,6 @@ Continues where it was stopped. Runs lie in runs/shakespeare_table; the table is
 benchmarks/shakespeare_table.csv and drawn in benchmarks/shakespeare_table.png.
 """
 
-import csv
 import dataclasses
 import json
 import math
@@ -19,6 +18,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import FOLDER, benchmark
+from lipzoo.ablation import write_rows
 from lipzoo.bound import format_power
 from lipzoo.cli import parse
 from lipzoo.loop import train
@@ -26,7 +27,6 @@ from lipzoo.recipe import Recipe
 from lipzoo.report import Record, read_metrics
 from recipes.shakespeare_gpt import RECIPE
 
-OUTPUT = Path(__file__).with_name("shakespeare_table.csv")
 PUBLISHED = (
     "--lr 1 --depth 3 --softmax-scale 1 --attention-scale 0.3333333333333333 --relative-bias 0 --activation gelu "
     "--residual-scale 1 --blocks-mass 32 --sigma-max-overrides"
@@ -57,8 +57,12 @@ class CommandLine:
     """Parts that a batch is computed in."""
     steps: int = 400
     """Optimizer steps of every run."""
+    settings: tuple[str, ...] = tuple(SETTINGS)
+    """What to compare."""
     runs: Path = Path("runs/shakespeare_table")
     """Where the runs lie."""
+    out: Path = FOLDER
+    """Folder that shakespeare_table.csv and its picture are written to."""
 
 
 def recipe_of(name: str, line: CommandLine) -> Recipe:
@@ -95,7 +99,7 @@ def row_of(name: str, run: Path) -> Row:
     }
 
 
-def plot(rows: list[Row], curves: dict[str, list[Record]]) -> None:
+def plot(rows: list[Row], curves: dict[str, list[Record]], path: Path) -> None:
     """Loss against certified bound, and the losses over the steps."""
     figure = Figure(figsize=(13, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -117,7 +121,7 @@ def plot(rows: list[Row], curves: dict[str, list[Record]]) -> None:
     figure.legend(loc="outside right upper", fontsize=9)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(OUTPUT.with_suffix(".png"), dpi=110)
+    figure.savefig(path, dpi=110)
 
 
 def show(rows: list[Row]) -> None:
@@ -134,15 +138,13 @@ def show(rows: list[Row]) -> None:
 def main() -> None:
     """Trains what is missing; writes, draws and prints the table."""
     line = tyro.cli(CommandLine, description="Loss against certified bound on tiny Shakespeare.")
-    runs = {name: run_of(name, line) for name in SETTINGS}
+    runs = {name: run_of(name, line) for name in line.settings}
     rows = sorted((row_of(name, run) for name, run in runs.items()), key=lambda r: r["log10 certified"] or math.inf)
-    with OUTPUT.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    plot(rows, {name: read_metrics(run / "metrics.jsonl") for name, run in runs.items()})
+    write_rows(line.out / "shakespeare_table.csv", rows)
+    curves = {name: read_metrics(run / "metrics.jsonl") for name, run in runs.items()}
+    plot(rows, curves, line.out / "shakespeare_table.png")
     show(rows)
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(main)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lipzoo
+from benchmarks import benchmark
 from lipzoo.certificate import Certificate
 from lipzoo.models import GPT, GPTConfig
 from lipzoo.sample import text_model
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(main)

@@ -1,17 +1,20 @@
 """Many short runs of equal shapes: each is a recipe, and those that differ in numbers alone share one compiled step."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lipzoo.data import Images, Text, Tokens
 from lipzoo.ebc_plots import plot_curves
@@ -42,6 +45,27 @@ def run_name(recipe: Recipe) -> str:
     return "-".join([*parts, f"lr{recipe.optimizer.lr:.4g}", f"seed{recipe.training.seed}"])
 
 
+@contextlib.contextmanager
+def compiled_quickly() -> Iterator[None]:
+    """Inside, XLA optimizes little: for runs that take less time than their compilation."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def progress() -> Progress:
+    """A bar on stderr that goes when the run has ended: stdout is for results."""
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=8), MofNCompleteColumn()
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
+    return Progress(
+        *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False, disable=quiet
+    )
+
+
 @functools.cache
 def _compiled(shared: Recipe, white: int | None) -> FreeStep:
     mesh = make_mesh()
@@ -58,17 +82,17 @@ def shared_step(recipe: Recipe, white: int | None) -> FreeStep:
 
 
 class Runner:
-    """Runs recipes on the same data; with a folder, what has been run before is read from there."""
+    """Runs recipes on the same data; what has been run before is read from the folder."""
 
-    def __init__(self, like: Recipe, data: Images | Text | Tokens, folder: Path | None):
+    def __init__(self, like: Recipe, data: Images | Text | Tokens, folder: Path):
         self._data = data
         self._folder = folder
         self._evaluate = make_evaluate(like, make_mesh(), data)
 
     def stored(self, recipe: Recipe) -> Row | None:
         """The result of an earlier run of this recipe, or None."""
-        path = None if self._folder is None else self._folder / run_name(recipe) / "result.json"
-        if path is None or not path.exists():
+        path = self._folder / run_name(recipe) / "result.json"
+        if not path.exists():
             return None
         value = json.loads(path.read_text())
         if Recipe.from_json(value["recipe"]) != recipe:
@@ -81,12 +105,11 @@ class Runner:
             return stored
         recipe.check()
         row, curves = self._train(recipe)
-        if self._folder is not None:
-            folder = self._folder / run_name(recipe)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_curves(folder / "curves.csv", curves)
-            plot_curves(folder / "curves.png", curves, run_name(recipe))
-            write_text(folder / "result.json", json.dumps({"result": row, "recipe": recipe.to_json()}, indent=1) + "\n")
+        folder = self._folder / run_name(recipe)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_curves(folder / "curves.csv", curves)
+        plot_curves(folder / "curves.png", curves, run_name(recipe))
+        write_text(folder / "result.json", json.dumps({"result": row, "recipe": recipe.to_json()}, indent=1) + "\n")
         return row
 
     def _train(self, recipe: Recipe) -> tuple[Row, Curves]:
@@ -95,15 +118,18 @@ class Runner:
         stream = self._data.batches(batch_size=recipe.data.batch_size, count=steps, seed=recipe.training.seed)
         told: list[Any] = []
         start = math.nan
-        for batch in stream:
-            state, metrics = step(state, jax.device_put(batch, batched(mesh)), recipe.optimizer.lr)
-            told.append(metrics)
-            if len(told) == 1:
-                jax.block_until_ready(state)
-                start = time.perf_counter()  # What comes before is mostly compilation.
-            if len(told) % CHECK_EVERY == 0 and not math.isfinite(float(metrics["loss"])):
-                break
-        jax.block_until_ready(state)
+        with progress() as bar:
+            task = bar.add_task(f"{run_name(recipe)}: compiling", total=steps)
+            for batch in stream:
+                state, metrics = step(state, jax.device_put(batch, batched(mesh)), recipe.optimizer.lr)
+                told.append(metrics)
+                if len(told) == 1:
+                    jax.block_until_ready(state)
+                    start = time.perf_counter()  # What comes before is mostly compilation.
+                bar.update(task, completed=len(told), description=run_name(recipe))
+                if len(told) % CHECK_EVERY == 0 and not math.isfinite(float(metrics["loss"])):
+                    break
+            jax.block_until_ready(state)
         seconds = time.perf_counter() - start
         values = jax.device_get(told)
         curves = {name: np.array([value[name] for value in values], np.float64) for name in values[0]}

@@ -1,6 +1,6 @@
 """What Ellipsotope-Budgeted Clipping is worth: optimizers, constraints, budgets, δ and learning rates, run by run.
 
-    python -m recipes.ebc_ablation --data synthetic            # seconds: an MLP on random images
+    python -m recipes.ebc_ablation --data synthetic            # seconds: a toy GPT on a small language
     python -m recipes.ebc_ablation --data shakespeare          # the grid of all settings given
     python -m recipes.ebc_ablation --data shakespeare --auto   # finds learning rates and δ itself
 
@@ -9,6 +9,7 @@ given fraction of its steps; then multiples of that learning rate, with and with
 in the folder already is not run again, so an ablation that was stopped goes on where it was.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -21,14 +22,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import tyro
 
-from lipzoo.ablation import Row, Runner, run_name, unclipped_deltas, write_rows
+from lipzoo.ablation import Row, Runner, compiled_quickly, run_name, unclipped_deltas, write_rows
 from lipzoo.cli import guarded
 from lipzoo.constraints import ConstraintName
-from lipzoo.data import DataConfig, Images, Split, TextConfig
+from lipzoo.data import TextConfig
 from lipzoo.ebc_plots import plot_headroom, plot_pareto
 from lipzoo.errors import UserError
 from lipzoo.files import write_text
-from lipzoo.models import GPTConfig, MLPConfig
+from lipzoo.models import GPTConfig
 from lipzoo.optim import EBCConfig, OptimizerConfig
 from lipzoo.optim.ebc import Aggregate
 from lipzoo.optim.ebc_control import SurrogateConfig
@@ -47,17 +48,17 @@ class Ablation:
     """The grid. Every combination of the lists is a run."""
 
     data: Source = "synthetic"
-    """synthetic: an MLP on random images; shakespeare: a character GPT."""
+    """A small language drawn from a seed, or tiny Shakespeare; a character GPT learns either."""
     steps: int = 300
     """Optimizer steps of a run."""
     batch_size: int = 16
-    """Windows or images a step."""
+    """Windows a step."""
     seq_len: int = 64
     """Characters of a window."""
     num_blocks: int = 3
     """Blocks of the GPT."""
     d_embed: int = 128
-    """Width of the GPT or MLP."""
+    """Width of the GPT."""
     num_heads: int = 4
     """Attention heads of a block."""
     optimizers: tuple[Literal["adam", "muon"], ...] = ("adam",)
@@ -97,12 +98,10 @@ class Ablation:
     out: Path | None = None
     """Folder of the runs; by default one for these shapes under runs/ebc_ablation."""
 
-    def folder(self) -> Path | None:
-        """Where results lie; synthetic runs leave none."""
-        if self.data == "synthetic":
-            return None
+    def folder(self) -> Path:
+        """Where results lie."""
         shape = f"{self.num_blocks}x{self.d_embed}-{self.batch_size}x{self.seq_len}-{self.steps}"
-        return self.out or Path("runs/ebc_ablation") / shape
+        return self.out or Path("runs/ebc_ablation") / (shape if self.data == "shakespeare" else f"{self.data}-{shape}")
 
     def refusal(self) -> str | None:
         """Why there is no such ablation, or None."""
@@ -111,8 +110,6 @@ class Ablation:
                 return f"--{field.name.replace('_', '-')} needs at least one value"
         if not 0 < self.clip_band[0] < self.clip_band[1] < 1:
             return f"--clip-band needs two fractions in rising order, got {self.clip_band}"
-        if self.data == "synthetic" and (self.auto or self.status):
-            return "--auto and --status are for --data shakespeare"
         return None
 
 
@@ -120,15 +117,18 @@ DEFAULTS: dict[Source, Ablation] = {
     "shakespeare": Ablation(data="shakespeare"),
     "synthetic": Ablation(
         data="synthetic",
-        batch_size=64,
-        d_embed=64,
+        steps=100,
+        seq_len=32,
+        num_blocks=1,
+        d_embed=32,
+        num_heads=2,
         optimizers=("adam", "muon"),
         constraints=("none", "soft-cap"),
         aggregates=("exact",),
         lr_scales=(1.0,),
         seeds=(0,),
-        adam_lr=0.01,
-        muon_lr=0.2,
+        adam_lr=0.04,
+        muon_lr=0.5,
     ),
 }
 
@@ -147,9 +147,8 @@ class Setting(NamedTuple):
 
 def recipe_of(line: Ablation, setting: Setting) -> Recipe:
     """The recipe of one run."""
-    synthetic = line.data == "synthetic"
     gpt = GPTConfig(depth=line.num_blocks, width=line.d_embed, heads=line.num_heads)
-    text = TextConfig(data="shakespeare", batch_size=line.batch_size, seq_len=line.seq_len)
+    text = TextConfig(data=line.data, batch_size=line.batch_size, seq_len=line.seq_len)
     ebc = EBCConfig()
     if setting.aggregate is not None:
         ebc = EBCConfig(
@@ -163,23 +162,12 @@ def recipe_of(line: Ablation, setting: Setting) -> Recipe:
         )
     return Recipe(
         name="ebc_ablation",
-        model=MLPConfig(width=line.d_embed) if synthetic else gpt,
-        data=DataConfig(batch_size=line.batch_size) if synthetic else text,
+        model=gpt,
+        data=text,
         optimizer=OptimizerConfig(optimizer="muon" if setting.optimizer == "muon" else "adamw", lr=setting.lr),
         constraint=ConstraintConfig(constraint=setting.constraint, sigma_max=line.sigma_max),
         training=TrainingConfig(steps=line.steps, seed=setting.seed),
         ebc=ebc,
-    ).complete()
-
-
-def synthetic_images(seed: int = 0, count: int = 2000) -> Images:
-    """Random images of 8×8 pixels, labelled by the largest of ten random linear functions."""
-    random = np.random.RandomState(seed)
-    image = random.randint(0, 17, (count, 64)).astype(np.uint8)
-    label = ((image / 16 - 0.5) @ random.randn(64, 10)).argmax(1).astype(np.int32)
-    train, test = slice(None, -count // 4), slice(-count // 4, None)
-    return Images(
-        Split(image[train], label[train]), Split(image[test], label[test]), white=16, classes=10, shape=(1, 8, 8)
     )
 
 
@@ -196,12 +184,11 @@ def budgets(line: Ablation, delta: float) -> list[Budget]:
 def grid(line: Ablation) -> list[Setting]:
     """Every combination."""
     settings = []
-    for optimizer, constraint, scale, seed in itertools.product(
-        line.optimizers, line.constraints, line.lr_scales, line.seeds
-    ):
+    chosen = dict.fromkeys(budget for delta in line.deltas for budget in budgets(line, delta))
+    for optimizer, scale, seed in itertools.product(line.optimizers, line.lr_scales, line.seeds):
         lr = scale * base_lr(line, optimizer)
-        chosen = dict.fromkeys(budget for delta in line.deltas for budget in budgets(line, delta))
-        settings += [Setting(optimizer, constraint, *budget, lr=lr, seed=seed) for budget in chosen]
+        pairs = itertools.product(chosen, line.constraints)
+        settings += [Setting(optimizer, constraint, *budget, lr=lr, seed=seed) for budget, constraint in pairs]
     return settings
 
 
@@ -222,7 +209,7 @@ class Executor:
 
     def run(self, stage: str, settings: Sequence[Setting], base: float | None = None) -> list[Row]:
         """The rows of these settings; `base` is the learning rate whose multiples they are."""
-        recipes = [recipe_of(self._line, setting) for setting in settings]
+        recipes = [recipe_of(self._line, setting).complete() for setting in settings]
         if self._line.status:
             self._tell(stage, recipes)
         rows = []
@@ -239,10 +226,13 @@ class Executor:
             raise Missing
 
     def _print(self, row: Row, recipe: Recipe) -> None:
+        if self._line.status:
+            return
         if self._line.data == "synthetic":
-            told = {**row, "ebc": "off" if row["ebc"] == "off" else "on"}
-            print(",".join(f"{v:.5g}" if isinstance(v := told[name], float) else v for name in PRINTED), flush=True)
-        elif not self._line.status:
+            told = {**row, "ebc": int(row["ebc"] != "off"), "spectral": int(row["spectral"] != "none")}
+            cells = (told[name] for name in PRINTED)
+            print(*(f"{cell:.5g}" if isinstance(cell, float) else cell for cell in cells), sep=",", flush=True)
+        else:
             told = f"loss {row['final_loss']:.4f}, clipped {row['clip_rate']:.1%}, mean c {row['ebc_c']:.3f}"
             print(f"{run_name(recipe)}: {told}, {row['per_second']:,.0f} characters/s", flush=True)
 
@@ -277,9 +267,7 @@ def calibrated_delta(line: Ablation, execute: Executor, start: Setting) -> tuple
         if low <= row["clip_rate"] <= high:
             break
         below, above = (setting.delta, above) if row["clip_rate"] > high else (below, setting.delta)
-        folder = line.folder()
-        assert folder is not None
-        thresholds = unclipped_deltas(folder / run_name(recipe_of(line, setting)))
+        thresholds = unclipped_deltas(line.folder() / run_name(recipe_of(line, setting)))
         guess = float(np.quantile(thresholds, 1 - (low + high) / 2))
         guess = guess if below < guess < above else math.sqrt(below * above)
         setting = setting._replace(delta=float(f"{guess:.3g}"))
@@ -327,27 +315,39 @@ def write_summary(folder: Path, rows: Sequence[Row]) -> None:
     write_text(folder / "results.json", json.dumps(rows, indent=1) + "\n")
     plot_pareto(folder / "pareto_ppl_vs_avgc.png", rows)
     plot_headroom(folder / "lr_headroom.png", [row for row in rows if row["stage"] in ("grid", "finals")])
-    print(f"wrote summary.csv, results.json and pictures to {folder}")
+    print(f"wrote summary.csv, results.json and pictures to {folder}", file=sys.stderr)
 
 
 def ablate(argv: Sequence[str]) -> int:
     """Parses the command line, over the defaults of its data, and runs."""
+    line = parse(argv)
+    with compiled_quickly() if line.data == "synthetic" else contextlib.nullcontext():
+        return _ablate(line)
+
+
+def parse(argv: Sequence[str]) -> Ablation:
+    """The ablation asked for. Raises UserError if there is none."""
     source = tyro.cli(_Source, args=list(argv), add_help=False, return_unknown_args=True, console_outputs=False)[0].data
     line = tyro.cli(Ablation, args=list(argv), default=DEFAULTS[source], description=__doc__)
     if refusal := line.refusal():
         raise UserError(refusal)
-    like = recipe_of(line, grid(line)[0])
-    like.check()  # Before any data are loaded or downloaded.
-    data = synthetic_images() if line.data == "synthetic" else like.data.load(0)
-    execute = Executor(line, Runner(like, data, folder := line.folder()))
-    if folder is None:
+    return line
+
+
+def _ablate(line: Ablation) -> int:
+    recipes = [recipe_of(line, setting) for setting in grid(line)]
+    for recipe in recipes:
+        recipe.check()  # Before data are needed, and before the first run.
+    like = recipes[0].complete()
+    execute = Executor(line, Runner(like, like.data.load(0), line.folder()))
+    if line.data == "synthetic" and not line.status:
         print(",".join(PRINTED))
     try:
         rows = protocol(line, execute) if line.auto else execute.run("grid", grid(line))
     except Missing:
         return 0
-    if folder is not None and not line.status:
-        write_summary(folder, rows)
+    if not line.status:
+        write_summary(line.folder(), rows)
     return 0
 
 

@@ -1,13 +1,18 @@
-"""Eight fake CPU devices, strict promotion, and what several test files share."""
+"""Eight fake CPU devices, no network, strict promotion, and what several test files share."""
 
 import os
+from pathlib import Path
 
+from tests.offline import sitecustomize  # From here on the network is forbidden, and in what tests start too:
+
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(sitecustomize.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import itertools
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,6 +31,16 @@ SMALL_RUN = {
     "log_interval": 10,
     "sigma_max": 2.0,
 }
+
+
+REAL_DATA = {"cifar_dir", "shakespeare_dir", "wikipedia_dir"}
+
+
+def pytest_collection_modifyitems(items):
+    """`-m real_data` chooses the tests that need what these fixtures find."""
+    for item in items:
+        if REAL_DATA & set(item.fixturenames):
+            item.add_marker("real_data")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Text by characters: tiny Shakespeare and an embedded corpus; random windows to train on, all the rest to test on."""
+"""Text by characters: tiny Shakespeare and two embedded texts; random windows to train on, all the rest to test on."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from lipzoo.data.batches import ALL, Batch, Split, iterate
 from lipzoo.data.download import cache_dir, fetch
+from lipzoo.data.synthetic import load_synthetic
 from lipzoo.errors import UserError
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -20,7 +21,7 @@ PUBLISHED_WINDOWS = 20 * 64
 SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """The characters of tiny Shakespeare, known without the text, so that a recipe can be checked before a download."""
 
-TextSource = Literal["shakespeare", "pydoc"]
+TextSource = Literal["shakespeare", "pydoc", "synthetic"]
 
 
 def load_shakespeare() -> str:
@@ -35,7 +36,11 @@ def load_pydoc() -> str:
     return "\n".join(topics[name] for name in sorted(topics))
 
 
-TEXTS: dict[TextSource, Callable[[], str]] = {"shakespeare": load_shakespeare, "pydoc": load_pydoc}
+TEXTS: dict[TextSource, Callable[[], str]] = {
+    "shakespeare": load_shakespeare,
+    "pydoc": load_pydoc,
+    "synthetic": load_synthetic,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +144,7 @@ class TextConfig:
     """The part of a recipe that describes a text."""
 
     data: TextSource = "pydoc"
-    """Where the text comes from: pydoc is embedded, shakespeare is downloaded into the cache."""
+    """Where the text comes from: pydoc and synthetic are embedded, shakespeare is downloaded into the cache."""
     batch_size: int = 64
     """Windows a step, over all devices."""
     seq_len: int = 256
@@ -164,7 +169,7 @@ class TextConfig:
         """This with the alphabet of the text, so that a checkpoint holds its own tokenizer."""
         if self.alphabet:
             return self
-        alphabet = SHAKESPEARE if self.data == "shakespeare" else "".join(sorted(set(load_pydoc())))
+        alphabet = SHAKESPEARE if self.data == "shakespeare" else "".join(sorted(set(TEXTS[self.data]())))
         return dataclasses.replace(self, alphabet=alphabet)
 
     @property

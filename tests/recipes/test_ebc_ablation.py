@@ -9,15 +9,24 @@ import sys
 import pytest
 
 from lipzoo import ablation
+from lipzoo.data.synthetic import LETTERS
 from lipzoo.errors import UserError
-from recipes.ebc_ablation import ablate, synthetic_images
+from lipzoo.models import GPTConfig
+from lipzoo.recipe import Recipe
+from recipes.ebc_ablation import ablate
 
 TINY = {"steps": 6, "batch-size": 2, "seq-len": 8, "num-blocks": 1, "d-embed": 8, "num-heads": 2}
 
 
 def arguments(tmp_path, *more):
     sizes = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
-    return ["--data", "shakespeare", *sizes, "--out", str(tmp_path), *more]
+    return [
+        *["--data", "synthetic", "--optimizers", "adam", "--constraints", "none"],
+        *sizes,
+        "--out",
+        str(tmp_path),
+        *more,
+    ]
 
 
 def rows(path):
@@ -25,33 +34,49 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_synthetic_prints_one_line_a_run():
-    command = [sys.executable, "-m", "recipes.ebc_ablation", "--data", "synthetic", "--steps", "20"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    """The synthetic ablation from the command line, short, and its folder."""
+    out = tmp_path_factory.mktemp("synthetic")
+    command = [sys.executable, "-m", "recipes.ebc_ablation", "--data", "synthetic", "--steps", "30", "--out", str(out)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300), out
+
+
+def test_synthetic_prints_one_line_a_run_as_published_and_nothing_else(synthetic):
+    done, out = synthetic
+    assert (done.returncode, done.stderr) == (0, f"wrote summary.csv, results.json and pictures to {out}\n")
     header, *lines = [line.split(",") for line in done.stdout.splitlines()]
     assert header == ["optimizer", "ebc", "spectral", "final_loss", "final_acc", "ebc_c"]
-    settings = [(o, e, s) for o in ("adam", "muon") for s in ("none", "soft-cap") for e in ("off", "on")]
-    assert [tuple(line[:3]) for line in lines] == settings
+    assert [",".join(line[:3]) for line in lines] == [
+        *("adam,0,0", "adam,0,1", "adam,1,0", "adam,1,1"),
+        *("muon,0,0", "muon,0,1", "muon,1,0", "muon,1,1"),
+    ]
     assert all(math.isfinite(float(value)) for line in lines for value in line[3:])
-    assert all(float(line[5]) == 1 for line in lines if line[1] == "off")
+    assert all(float(line[5]) == 1 for line in lines if line[1] == "0")
 
 
-def test_synthetic_labels_are_the_largest_linear_function():
-    images = synthetic_images()
-    assert set(images.train.label) == set(range(10))
-    assert images.train.input.shape == (1500, 64)
-    assert images.test.input.shape == (500, 64)
+def test_synthetic_trains_a_gpt_that_learns_and_writes_its_tables(synthetic):
+    _, out = synthetic
+    results = json.loads((out / "results.json").read_text())
+    assert len(rows(out / "summary.csv")) == len(results) == 8
+    assert all(row["final_loss"] < math.log(len(LETTERS)) and not row["diverged"] for row in results)
+    recipe = Recipe.from_json(json.loads(next(out.glob("*/result.json")).read_text())["recipe"])
+    assert isinstance(recipe.model, GPTConfig)
+    assert recipe.data.alphabet == LETTERS
+    for name in ("pareto_ppl_vs_avgc.png", "lr_headroom.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_grid_writes_its_tables_and_goes_on_where_it_stopped(shakespeare_dir, tmp_path, capsys, monkeypatch):
-    grid = ["--deltas", "1e-8", "0.01", "--lr-scales", "1", "2", "--seeds", "0", "1", "--update-every", "2"]
+def test_a_grid_shares_compilations_writes_its_tables_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
+    grid = ["--aggregates", "l1", "exact", "--deltas", "1e-8", "0.01", "--lr-scales", "1", "2", "--seeds", "0", "1"]
+    grid += ["--update-every", "2"]
     assert ablate(arguments(tmp_path, *grid, "--status")) == 0
-    assert "grid: 0 of 20 runs done" in capsys.readouterr().out
-    ablation._compiled.cache_clear()
+    assert capsys.readouterr().out.startswith("grid: 0 of 20 runs done")
+    steps = set()
+    shared = ablation.shared_step
+    monkeypatch.setattr(ablation, "shared_step", lambda *a: (steps.add(s := shared(*a)), s)[1])
     assert ablate(arguments(tmp_path, *grid)) == 0
-    info = ablation._compiled.cache_info()
-    assert (info.misses, info.hits) == (3, 17), "off, l1, exact: learning rates, δ and seeds share a compilation"
+    assert [step._cache_size() for step in steps] == [1] * 3, "off, l1, exact: learning rates, δ and seeds share one"
     summary = rows(tmp_path / "summary.csv")
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(summary) == len(results) == 20
@@ -87,16 +112,7 @@ def test_a_grid_writes_its_tables_and_goes_on_where_it_stopped(shakespeare_dir, 
     assert [ablation.run_name(recipe) for recipe in trained] == [folders[0].name]
 
 
-def test_one_compiled_step_serves_all_learning_rates_deltas_and_seeds(shakespeare_dir, tmp_path, monkeypatch):
-    grid = ["--ebc", "on", "--aggregates", "exact", "--deltas", "1e-8", "0.01", "--lr-scales", "1", "2"]
-    steps = set()
-    shared = ablation.shared_step
-    monkeypatch.setattr(ablation, "shared_step", lambda *a: (steps.add(s := shared(*a)), s)[1])
-    assert ablate(arguments(tmp_path, *grid)) == 0
-    assert [step._cache_size() for step in steps] == [1]
-
-
-def test_the_protocol_finds_a_learning_rate_and_a_delta(shakespeare_dir, tmp_path, capsys):
+def test_the_protocol_finds_a_learning_rate_and_a_delta(tmp_path, capsys):
     auto = ["--auto", "--aggregates", "exact", "--lr-scales", "1", "2", "--seeds", "0", "--steps", "20"]
     assert ablate([*arguments(tmp_path), *auto]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
@@ -113,7 +129,7 @@ def test_the_protocol_finds_a_learning_rate_and_a_delta(shakespeare_dir, tmp_pat
     assert "finals: 4 of 4 runs done" in capsys.readouterr().out
 
 
-def test_a_folder_of_other_settings_is_refused(shakespeare_dir, tmp_path):
+def test_a_folder_of_other_settings_is_refused(tmp_path):
     grid = ["--ebc", "off", "--lr-scales", "1", "--seeds", "0"]
     assert ablate(arguments(tmp_path, *grid)) == 0
     with pytest.raises(UserError, match="other settings: choose another --out"):
@@ -123,13 +139,13 @@ def test_a_folder_of_other_settings_is_refused(shakespeare_dir, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--auto"], "--auto"),
         (["--seeds"], "--seeds needs at least one value"),
         (["--clip-band", "0.5", "0.2"], "--clip-band"),
         (["--data", "shakespeare", "--num-heads", "3"], "--width"),
         (["--deltas", "0"], "--ebc.target-kl"),
     ],
 )
-def test_impossible_ablations_are_refused(more, message):
+def test_impossible_ablations_are_refused_before_data_are_needed(more, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIPZOO_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match=message):
         ablate(more)
