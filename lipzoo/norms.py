@@ -121,6 +121,8 @@ def scaled(
 ) -> tuple[Float[Array, "*batch m n"], Float[Array, "*batch"], Bool[Array, "*batch"]]:
     """(W/c, c, W ≠ 0) for each matrix, c the power of two that brings the largest entry into [1, 2).
 
+    Entries above 2¹²⁴ (in float32) end below 16 all the same.
+
     The division is exact for all but entries below 2⁻¹²⁶ of the largest, and c at least float32's smallest normal
     number 2⁻¹²⁶. So squares neither overflow nor vanish, whatever the scale of W. Devices take numbers below 2⁻¹²⁶ for
     zero: what is compared here are their bits.
@@ -129,7 +131,8 @@ def scaled(
     bits = jnp.max(jax.lax.bitcast_convert_type(jax.lax.stop_gradient(matrix), integer) & magnitude, axis=(-2, -1))
     smallest = np.asarray(jnp.finfo(matrix.dtype).tiny, matrix.dtype)
     unit = jax.lax.bitcast_convert_type(bits & exponent, matrix.dtype)
-    unit = jnp.maximum(unit, smallest)
+    # A compiler may multiply by 1/c instead, which has to be a number that does not vanish.
+    unit = jnp.clip(unit, smallest, 0.25 / smallest)
     return matrix / unit[..., None, None], unit, bits > 0
 
 

@@ -10,8 +10,8 @@ from lipzoo import norms
 
 Precision = Literal["float32", "bfloat16", "float8_e4m3fn", "float64"]
 FLOAT8 = "float8_e4m3fn"
-FLOAT8_SCALE = 128.0
-"""What brings a largest entry in [1, 2) to [128, 256), below float8's largest number, 448."""
+FLOAT8_SCALE = 16.0
+"""What brings a largest entry in [1, 2) to [16, 32), and the largest of all, below 16, under float8's largest, 448."""
 
 
 def computing(dtype: str) -> DTypeLike:
@@ -23,7 +23,7 @@ def rounded(matrix: Float[Array, "*batch m n"], dtype: str) -> Float[Array, "*ba
     """`matrix` rounded to a format, in the one that computes.
 
     For float8_e4m3fn (3 bits of mantissa, numbers from 2⁻⁹ to 448) each matrix is scaled by a power of two so that its
-    largest entry lies in [128, 256), rounded, and scaled back; bfloat16 holds the result exactly.
+    largest entry lies in [16, 32), rounded, and scaled back; bfloat16 holds the result exactly.
     """
     if dtype == "float64" and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError('float64 needs jax.config.update("jax_enable_x64", True) before anything is computed')

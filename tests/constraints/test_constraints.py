@@ -142,48 +142,53 @@ def test_the_cap_holds_against_updates_along_the_top_direction(constraint, dtype
         assert singular_values(matrix).max() <= cap
 
 
-def sign_coherent(shape, kind):
-    """Matrices of norm 1 whose products are sums of equal terms, so that all roundings can go one way."""
+def coherent(shape):
+    """Matrices of norm 1 whose products are sums of equal terms or signs, so that all roundings can go one way."""
     random = np.random.default_rng(0)
-    signs = np.sign(random.normal(size=(*shape[:-1], 1)) * random.normal(size=(*shape[:-2], 1, shape[-1])))
-    flat, _, vt = np.linalg.svd(random.normal(size=shape), full_matrices=False)
-    matrix = {"constant": np.ones(shape), "coherent": signs / 3, "flat": flat @ vt, "dense": np.abs(flat @ vt)}[kind]
-    return matrix / np.linalg.svd(matrix, compute_uv=False)[..., :1, None]
+    signs = np.sign(random.normal(size=(shape[0], 1)) * random.normal(size=(1, shape[1])))
+    u, _, vt = np.linalg.svd(random.normal(size=shape), full_matrices=False)
+    kinds = np.stack([np.ones(shape), signs / 3, u @ vt, np.abs(u @ vt)])
+    return kinds / np.linalg.svd(kinds, compute_uv=False)[:, :1, None]
 
 
 @pytest.mark.parametrize("constraint", [*HOLDING, WeightDecay])
-@pytest.mark.parametrize("kind", ["constant", "coherent", "flat", "dense"])
-def test_the_cap_holds_where_all_roundings_go_one_way(constraint, kind):
-    """Constant 768×768 matrices once ended 5.4e-6 above the cap of a soft cap with a margin of 16 units."""
-    shapes = [(8, 8), (1, 64), (200, 40), (2, 30, 300)]
-    large = [(768, 768)] if constraint in (SoftCap, SpectralNormalize) and kind == "constant" else []
-    for shape in shapes + large:
-        for update in (0.0, 0.05, 0.3):
-            matrix = (sign_coherent(shape, kind) * (1 + update) * (1 - 1e-7)).astype(np.float32)
-            result = apply(constraint(), matrix, 1.0, Step(update))
-            assert 0.9 < singular_values(result).max() <= 1
+@pytest.mark.parametrize("shape", [(8, 8), (1, 64), (200, 40)])
+def test_the_cap_holds_where_all_roundings_go_one_way(constraint, shape):
+    held = jax.jit(lambda w, update: constraint()(w, cap=1.0, step=Step(update)))
+    for update in (0.0, 0.05, 0.3):
+        matrix = (coherent(shape) * (1 + update) * (1 - 1e-7)).astype(np.float32)
+        largest = singular_values(held(matrix, update))[:, 0]
+        assert (largest > 0.9).all()
+        assert (largest <= 1).all()
+
+
+def test_the_soft_cap_holds_for_large_constant_matrices():
+    """With a margin of 16 units in the last place, whatever the size, this one ended 3.7e-6 above the cap."""
+    matrix = np.full((768, 768), 1.3 * (1 - 1e-7) / 768, np.float32)
+    result = np.asarray(apply(SoftCap(), matrix, 1.0, Step(0.3))).astype(np.float64)
+    assert 0.9 < np.sqrt(np.linalg.eigvalsh(result @ result.T)[-1]) * (1 + 1e-12) <= 1
 
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
-@pytest.mark.parametrize("scale", [1e20, 3e38, 1e-30, 1e-42, 0.0])
-def test_finite_matrices_of_any_size_have_finite_images_under_the_cap(name, scale):
+def test_finite_matrices_of_any_size_have_finite_images_under_the_cap(name):
     """The squares, and even the norm, of such matrices are beyond the largest or below the smallest number."""
-    made, matrix = CONSTRAINTS[name](), np.full((6, 9), scale, np.float32)
-    matrix[0, 0] *= 0.5
-    result = apply(made, matrix, 2.0, Step(np.float32(min(scale * 7.5, 3e38)), key=jax.random.key(0)))
-    assert np.isfinite(result).all()
-    if made.guarantees:
-        assert singular_values(result).max() <= 2
+    made, key = CONSTRAINTS[name](), jax.random.key(0)
+    held = jax.jit(lambda w, update: made(w, cap=2.0, step=Step(update, key=key)))
+    for scale in (1e20, 3e38, 1e-30, 1e-42, 0.0):
+        matrix = np.full((6, 9), scale, np.float32)
+        matrix[0, 0] *= 0.5
+        result = np.asarray(held(matrix, np.float32(min(scale * 7.5, 3e38))))
+        assert np.isfinite(result).all()
+        assert not made.guarantees or singular_values(result).max() <= 2
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (40, 400), (256, 16), (200, 200)])
+@pytest.mark.parametrize("shape", [(8, 8), (40, 400), (200, 200)])
 @pytest.mark.parametrize("shrink", [1e-4, 0.05, LARGEST_SHRINK])
 def test_a_round_of_the_soft_cap_rounds_no_more_than_was_proved(shape, shrink):
     """Against float64, for matrices of norm 1: within q·a and the last rounding, u√s."""
     alpha = float(solve(jnp.float32(shrink)))
     bound = shrink * round_loss(shape, "float32") + min(shape) ** 0.5 * 2.0**-24
-    for kind in ("constant", "coherent", "flat", "dense"):
-        matrix = sign_coherent(shape, kind).astype(np.float32)
+    for matrix in coherent(shape).astype(np.float32):
         exact = mapped(lambda s: s * (1 - 3 * (a := alpha * s**2) ** 2 + 3 * a**3 - a**4), matrix)
         computed = np.asarray(soft_cap_round(jnp.asarray(matrix), jnp.float32(alpha), "float32"))
         assert np.linalg.norm(computed - exact, 2) <= bound
