@@ -229,7 +229,7 @@ class _Watcher:
 
     def validate(self, step: int, state: State) -> tuple[dict[str, float], int]:
         """The values of the whole test split, which it reports, or none and the signal that came."""
-        with self.report.waiting("validating", 0) as wait:
+        with self.report.waiting("validating", None) as wait:
 
             def watch(done: int, count: int) -> None:
                 wait.show(done, count)
