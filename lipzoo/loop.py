@@ -88,24 +88,27 @@ def _train(recipe: Recipe, run: Path, stack: contextlib.ExitStack, *, resume: bo
             _note(run, recipe)
         console.print(recipe.abstract_model(), f"run: {run}", sep="\n", soft_wrap=True)
     loop = _Loop(recipe, run, checkpoints, stream, console)
-    try:
-        step, interrupted = loop.run(state, mesh, data)
-    except Diverged as error:
-        good = checkpoints.steps()
-        kept = f"the last good checkpoint is step {good[0]} in {run}" if good else "no checkpoint had been saved"
-        print(f"error: {error}: {kept}; lower --lr", file=sys.stderr)
-        return 1
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() > 1:
-            end(f"another process has ended ({str(error)[:80]}): start them all again with --resume {run}", 1)
-        raise
-    finally:
-        checkpoints.close()
+    with _signals() as received:  # Until what is being written has been written.
+        try:
+            step, interrupted = loop.run(state, mesh, data, received)
+        except Diverged as error:
+            good = checkpoints.steps()
+            kept = f"the last good checkpoint is step {good[0]} in {run}" if good else "no checkpoint had been saved"
+            print(f"error: {error}: {kept}; lower --lr", file=sys.stderr)
+            return 1
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() > 1:
+                end(f"another process has ended ({str(error)[:80]}): start them all again with --resume {run}", 1)
+            raise
+        finally:
+            checkpoints.close()
     if interrupted:
         saved = f"saved step {step}" if step else "no step was done"
         console.print(f"{saved}; go on with --resume {run}", soft_wrap=True)
         return 128 + interrupted
     with _interruptible(lambda: f"the run is complete and saved; python -m lipzoo.certify {run} certifies it"):
+        if received:
+            raise Interrupted("", received[0])
         return _finish(recipe, run, console) if is_first() else 0
 
 
@@ -145,16 +148,15 @@ class _Loop:
     stream: grain.DatasetIterator
     console: Console
 
-    def run(self, state: State, mesh: Mesh, data: Images | Text | Tokens) -> tuple[int, int]:
-        """Runs the remaining steps. Returns the last step and the signal that ended the run early, or 0."""
+    def run(self, state: State, mesh: Mesh, data: Images | Text | Tokens, received: list[int]) -> tuple[int, int]:
+        """Runs the remaining steps, unless a signal is received.
+
+        **Returns:** the last step, and the signal that ended the run early or 0.
+        """
         training = self.recipe.training
         evaluate = make_evaluate(self.recipe, mesh, data)
         start, window, train_step = int(state.step), None, None
-        with (
-            Reporter(self.run_dir, self.recipe, start, self.console) as report,
-            _signals() as received,
-            self._rescue() as latest,
-        ):
+        with Reporter(self.run_dir, self.recipe, start, self.console) as report, self._rescue() as latest:
             watcher = _Watcher(evaluate, report, Ending(received))
             # A signal may have ended the run in the middle of this validation.
             if start and self._is_validated(start) and not report.validated(start):
@@ -257,7 +259,7 @@ class _Watcher:
 
     def validate(self, step: int, state: State) -> tuple[dict[str, float], int]:
         """The values of the whole test split, which it reports, or none and the signal that came."""
-        with self.report.waiting("validating", 0) as wait:
+        with self.report.waiting("validating", None) as wait:
 
             def watch(done: int, count: int) -> None:
                 wait.show(done, count)

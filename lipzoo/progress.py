@@ -5,12 +5,28 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from lipzoo.terminal import make_console
 
 PATIENCE = 30.0
 """Seconds between lines."""
+
+
+class TimeColumn(TimeRemainingColumn):
+    """The time that is left, or, where nobody knows, the time so far."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total is not None else Text(f"{task.elapsed or 0:,.0f} s so far")
 
 
 class Wait:
@@ -69,7 +85,7 @@ def waiting(
     counts = columns or (MofNCompleteColumn(),)
     text = TextColumn("{task.description}", markup=False)
     progress = Progress(
-        *(text, BarColumn(bar_width=20), *counts, TimeRemainingColumn()),
+        *(text, BarColumn(bar_width=20), *counts, TimeColumn()),
         console=console,
         transient=True,
         disable=not console.is_terminal,

@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lipzoo.errors import UserError
 from lipzoo.files import check_regular, parse_json, write_text
 from lipzoo.processes import is_first
-from lipzoo.progress import Wait, part_of
+from lipzoo.progress import TimeColumn, Wait, part_of
 from lipzoo.recipe import Recipe
 from lipzoo.weight import weights
 
@@ -56,7 +56,7 @@ class Reporter:
             BarColumn(bar_width=8),  # The whole line fits 80 columns.
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TimeColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[status]}", markup=False),
             console=console,
         )

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import pytest
 from lipzoo.data.download import cache_dir
 from lipzoo.errors import Interrupted, UserError
 from lipzoo.files import expanded
+from lipzoo.progress import waiting
 from lipzoo.terminal import ABANDONED, abandonable, guarded, make_console, outliving_readers
 
 
@@ -166,3 +168,29 @@ def test_homes_that_do_not_exist_are_named(monkeypatch):
     monkeypatch.setenv("LIPZOO_DATA_DIR", "")  # As if it were not set, and not the current directory.
     monkeypatch.setenv("HOME", "/home/me")
     assert str(cache_dir()) == "/home/me/.cache/lipzoo"
+
+
+def test_a_long_wait_is_told_now_and_then_where_no_terminal_is(monkeypatch):
+    clock = itertools.count(0.0, 20.0)
+    monkeypatch.setattr("lipzoo.progress.time.monotonic", lambda: next(clock))
+    console = make_console(file=io.StringIO())
+    with waiting("certifying", 4, console) as wait:
+        for _ in range(4):
+            wait.advance()
+    with waiting("compiling", None, console) as wait:
+        wait.advance(0)
+        wait.advance(0)
+    lines = console.file.getvalue().splitlines()
+    assert lines == ["certifying: 50%, about 40 s left", "certifying: 100%, about 0 s left", "compiling: 40 s so far"]
+
+
+def test_a_wait_shows_the_time_on_a_terminal():
+    console = make_console(file=io.StringIO(), force_terminal=True, width=80)
+    with waiting("certifying [x]", 4, console) as wait:
+        wait.advance()
+    with waiting("compiling", None, console):
+        pass
+    text = console.file.getvalue()
+    assert "certifying [x]" in text
+    assert "/4" in text
+    assert "0 s so far" in text
