@@ -8,7 +8,6 @@ UserError that says so.
 import contextlib
 import dataclasses
 import errno
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -30,11 +29,11 @@ from lipzoo.errors import UserError
 from lipzoo.files import LARGEST_JSON, check_regular, expanded, plain, read_json
 from lipzoo.format1 import current_name
 from lipzoo.models import AbstractModule
+from lipzoo.quiet import hush
 from lipzoo.recipe import Recipe
 from lipzoo.weight import map_weights, weights
 
-for logger in ("absl", "asyncio"):  # They tell of every file and of every task that failed; what is raised reaches us.
-    logging.getLogger(logger).setLevel(logging.CRITICAL)
+hush()
 STEP = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 WORDS = re.compile(r"(.*):(int64|uint64|float64)", re.DOTALL)
 """The name of an array of 64 bits, which is stored as pairs of 32-bit words."""

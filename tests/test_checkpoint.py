@@ -215,6 +215,16 @@ def test_files_without_end_are_damage_at_once(tiny, tmp_path):
     check_whole(step)
 
 
+def test_a_checkpoint_that_cannot_be_read_leaves_one_sentence(tiny, tmp_path):
+    """The readers of its other parts end in threads of their own, after the first one."""
+    save(tmp_path, *tiny)
+    (tmp_path / "checkpoints" / "0" / "model" / "manifest.ocdbt").unlink()
+    command = [sys.executable, "-m", "lipzoo.certify", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "is damaged: its model cannot be read" in done.stderr
+
+
 def test_other_steps_are_refused_before_anything_is_changed(run_copy):
     before = (run_copy / "recipe.json").read_text()
     for wanted in (10, 50):

@@ -1,0 +1,23 @@
+"""Keeps the storage layers from telling, around what they raise, what no user can use."""
+
+import logging
+import sys
+import warnings
+
+
+def hush() -> None:
+    """Silences what Orbax logs, which is of every file, and the threads that it leaves behind when it fails.
+
+    The first part that cannot be read or written ends its event loop. The threads of the other parts then find it
+    closed, which Python tells by one traceback each, and what was to be written next is never begun.
+    """
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = hook
