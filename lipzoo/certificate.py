@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from lipzoo.bound import Bound, format_power, round_digits
+from lipzoo.bound import Bound, Scalar, format_power, round_digits
 from lipzoo.models import AbstractModule
 from lipzoo.models.layers import check_module
 from lipzoo.published import published_bound
@@ -28,6 +28,7 @@ TOKEN_STATEMENT = (
     "tokens, f from {start} to output under one attention mask, computed exactly with the stored weights. "
     "The rounding of the network's own forward pass is not covered."
 )
+Place = tuple[int, tuple[int, ...], tuple[int, ...], str]
 METHOD = "NumPy SVD in float64, inflated by 1 + 8·max(m, n)·2⁻⁵²; layer by layer, rounded up"
 
 
@@ -68,13 +69,13 @@ class Certificate:
         radius: float = 1.0,
         window: int | None = None,
         space: Space | None = None,
-        watch: Callable[[], None] = lambda: None,
+        watch: Callable[[int, int], None] = lambda done, count: None,
     ) -> "Certificate":
         """The certificate of a model in memory, for inputs of norm at most `radius` (1 for pixels in [0, 1]).
 
         `space` is what the model takes (`lipzoo.space`); models of this library know it themselves. `window` is the
-        number of tokens in a sequence, which the published formula of LipsFormer wants to know; `watch` is called when
-        a matrix was measured.
+        number of tokens in a sequence, which the published formula of LipsFormer wants to know; `watch` is told how
+        many weights were measured, and of how many.
 
         **Raises:** TypeError if it is no model of this library; ValueError if a weight holds NaN or infinite entries,
         if two weights share a name, if there are none, if the radius is not positive and finite, or if a part of the
@@ -87,7 +88,14 @@ class Certificate:
             raise ValueError(f"the radius of the inputs must be positive and finite, got {radius}")
         start = Bound.start(_space(model, space), radius)
         model = jax.tree.map(np.asarray, model)  # Blocks of a stack are then views of it.
-        exact = _Exact(watch)
+        known = {_place(weight): weight for weight in model.matrices()}
+
+        def cap(weight: Weight) -> Scalar:
+            known[_place(weight)] = weight
+            return cap_norm(weight)
+
+        a_priori = model.bound(start, cap)
+        exact = _Exact(lambda done: watch(done, len(known)))
         certified = model.bound(start, exact)
         _check_runs(model, start.space, certified)
 
@@ -96,7 +104,6 @@ class Certificate:
 
         places = _rows(model.matrices(), exact.measured)
         rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in places)
-        a_priori = model.bound(start, cap_norm)
         return Certificate(rows, a_priori, certified, published_bound(model, start, certified, exact, window))
 
     @property
@@ -192,6 +199,12 @@ def _check_runs(model: AbstractModule, space: Space, bound: Bound) -> None:
         raise SpaceError(f"{type(model).__name__} gives shape {image.shape} where its bound speaks of {bound.space}")
 
 
+def _place(weight: Weight) -> Place:
+    """Where the numbers of a weight lie in memory, and how."""
+    array = np.asarray(weight.array)
+    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str
+
+
 class _Exact:
     """`exact_norm`, each computed once: a bound may look at a weight as a whole and head by head.
 
@@ -199,21 +212,20 @@ class _Exact:
     so that no other array can come to lie there.
     """
 
-    def __init__(self, watch: Callable[[], None]):
+    def __init__(self, watch: Callable[[int], None]):
         self.measured: list[Weight] = []
-        self._norms: dict[tuple[object, ...], np.ndarray] = {}
+        self._norms: dict[Place, np.ndarray] = {}
         self._watch = watch
 
     def __call__(self, weight: Weight) -> np.ndarray:
-        array = np.asarray(weight.array)
-        key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str)
+        key = _place(weight)
         if key not in self._norms:
-            self.measured.append(weight.with_array(array))
+            self.measured.append(weight)
             try:
                 self._norms[key] = np.asarray(exact_norm(weight))
             except ValueError as error:
                 raise ValueError(f"{weight.name}: {error}") from error
-            self._watch()
+            self._watch(len(self._norms))
         return self._norms[key]
 
 

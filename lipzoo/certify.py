@@ -56,8 +56,8 @@ def certify(directory: Path, console: Console | None = None) -> tuple[Certificat
 def _certificate(loaded: Loaded, console: Console | None) -> Certificate:
     _, window = loaded.recipe.data.unit
     try:
-        with waiting("certifying", len(loaded.model.matrices()), console) as wait:
-            return Certificate.of(loaded.model, window=window, watch=wait.advance)
+        with waiting("certifying", None, console) as wait:
+            return Certificate.of(loaded.model, window=window, watch=wait.show)
     except ValueError as error:
         raise UserError(f"the checkpoint {loaded.path} cannot be certified: {error}") from error
 
