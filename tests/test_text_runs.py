@@ -80,11 +80,11 @@ REFUSED = [
     (["--seq-len", "0"], "--batch-size and --seq-len"),
     (["--logit-softcap", "-1"], "--logit-softcap must be at least 0"),
     (["--relative-bias", "9999"], "--relative-bias must lie between 0 and 4096"),
-    (["--epsilon", "0"], "--epsilon must be positive"),
+    (["--norm", "rms", "--epsilon", "0"], "--epsilon must be positive"),
     (["--architecture", "lipsformer", "--norm", "rms"], "--norm is not for --architecture lipsformer"),
     (["--softmax-scale", "-1"], "--softmax-scale must be at least 0"),
     (["--residual-scale", "99"], "--residual-scale must be positive and at most 4"),
-    (["--blocks-mass", "inf"], "--blocks-mass must be positive"),
+    (["--blocks-mass", "0"], "--blocks-mass must be positive"),
     (["--lr", "100"], "--lr 100 is too high for blocks.q"),
     (["--embedding-cap", "0"], "the cap of embedding must lie between"),
 ]
