@@ -39,7 +39,10 @@ TOKENS = (
     "--depth 1 --width 16 --heads 2 --window 16 --window-stages 1 --batch-size 8 --seq-len 16 --val-tokens 300 "
     "--train-shards 1 --momentum-warmup 2 --model-dtype float32 --msign-dtype float32 --steps 4 --log-interval 2"
 )
-TOY = "--steps 4 --num-blocks 1 --d-embed 8 --num-heads 2 --batch-size 2 --seq-len 8 --seeds 0"
+TOY = (
+    "--steps 4 --num-blocks 1 --d-embed 8 --num-heads 2 --batch-size 2 --seq-len 64 --seeds 0 --optimizers adam "
+    "--constraints none --aggregates exact"
+)
 SHORT = {
     "recipes.digits_mlp": IMAGES,
     "recipes.cifar_mlp": IMAGES,
