@@ -35,11 +35,11 @@ SPELLED = {
 def _user_path(parts: list[str]) -> Path:
     (text,) = parts
     if not text:  # As a path it would be the current directory.
-        raise ValueError("the path is empty")
+        raise UserError("a path is empty: name one, or leave its flag out")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("the path is not UTF-8, as the storage of checkpoints needs it") from None
+        raise UserError(f"the path {text!r} is not UTF-8, as the storage of checkpoints needs it: rename it") from None
     return expanded(text)
 
 

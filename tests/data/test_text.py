@@ -47,21 +47,10 @@ def test_a_damaged_or_missing_text_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("LIPZOO_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(text, "URL", "http://127.0.0.1:9/input.txt")
     with pytest.raises(UserError, match=r"could not download input\.txt"):
-<<<<<<< HEAD
         TextConfig(data="shakespeare").complete().load(seed=0)
     (tmp_path / "tinyshakespeare" / "input.txt").write_text("ROMEO:")
     with pytest.raises(UserError, match=r"input\.txt is damaged"):
         TextConfig(data="shakespeare").complete().load(seed=0)
-=======
-        TextConfig(data="shakespeare").load(0)
-    (tmp_path / "tinyshakespeare" / "input.txt").write_text("ROMEO:")
-    with pytest.raises(UserError, match=r"input\.txt is damaged"):
-        TextConfig(data="shakespeare").load(0)
-
-
-def test_the_alphabet_of_shakespeare_is_known_without_it(shakespeare_dir):
-    assert TextConfig(data="shakespeare").complete().alphabet == "".join(sorted(set(text.load_shakespeare())))
->>>>>>> w-terminal
 
 
 def test_a_window_longer_than_the_text_is_told():
