@@ -53,6 +53,10 @@ def test_a_damaged_or_missing_text_is_told(tmp_path, monkeypatch):
         TextConfig(data="shakespeare").complete().load(seed=0)
 
 
+def test_the_alphabet_of_shakespeare_is_known_without_it(shakespeare_dir):
+    assert TextConfig(data="shakespeare").complete().alphabet == "".join(sorted(set(text.load_shakespeare())))
+
+
 def test_a_window_longer_than_the_text_is_told():
     with pytest.raises(UserError, match="--seq-len 10000000 is longer"):
         TextConfig(seq_len=10_000_000).complete().load(seed=0)
