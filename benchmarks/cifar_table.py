@@ -102,7 +102,7 @@ def plot(rows: list[Row], path: Path) -> None:
     points += [(14.97, 0.503, "published, soft cap 3", "published"), (10_333, 0.503, "published, AdamW", "published")]
     for kind, marker in (("muon", "o"), ("adamw", "s"), ("published", "X")):
         chosen = [point for point in points if point[3] == kind]
-        axes.scatter(*zip(*((x, 100 * y) for x, y, *_ in chosen), strict=True), marker=marker, label=kind, s=45)
+        axes.scatter([p[0] for p in chosen], [100 * p[1] for p in chosen], marker=marker, label=kind, s=45)
     labels: list[tuple[float, float, str]] = []
     for x, y, text, _ in sorted(points, key=lambda point: point[1]):
         name = text.split(", ", 1)[1]

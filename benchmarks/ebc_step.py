@@ -48,13 +48,18 @@ class CommandLine:
     """Windows a step in the table of costs."""
     data: Source = "shakespeare"
     """What the GPT learns."""
+    num_blocks: int = 3
+    """Blocks of the GPT."""
+    d_embed: int = 128
+    """Width of the GPT."""
     out: Path = FOLDER
     """Folder that the tables and the picture are written to."""
 
 
 def base(line: CommandLine, batch_size: int) -> Recipe:
     """Adam at twice its best learning rate, without EBC."""
-    grid = dataclasses.replace(DEFAULTS["shakespeare"], data=line.data, batch_size=batch_size, steps=line.steps)
+    sizes = {"num_blocks": line.num_blocks, "d_embed": line.d_embed, "batch_size": batch_size, "steps": line.steps}
+    grid = dataclasses.replace(DEFAULTS["shakespeare"], data=line.data, **sizes)
     return recipe_of(grid, Setting("adam", "none", None, "constant", 0.0, LR, 0)).complete()
 
 

@@ -57,6 +57,8 @@ class CommandLine:
     """Parts that a batch is computed in."""
     steps: int = 400
     """Optimizer steps of every run."""
+    flags: str = ""
+    """More flags for `recipes.shakespeare_gpt`, the same for each setting."""
     settings: tuple[str, ...] = tuple(SETTINGS)
     """What to compare."""
     runs: Path = Path("runs/shakespeare_table")
@@ -68,7 +70,9 @@ class CommandLine:
 def recipe_of(name: str, line: CommandLine) -> Recipe:
     """The recipe that these flags give."""
     size = f"--batch-size {line.batch_size} --accum-steps {line.accum_steps} --steps {line.steps}"
-    return parse(RECIPE, [*SETTINGS[name].split(), *size.split(), "--save-interval", str(line.steps)]).recipe
+    return parse(
+        RECIPE, [*SETTINGS[name].split(), *size.split(), "--save-interval", str(line.steps), *line.flags.split()]
+    ).recipe
 
 
 def run_of(name: str, line: CommandLine) -> Path:

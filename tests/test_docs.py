@@ -55,11 +55,14 @@ SHORT = {
     "lipzoo.import_npz": "",
     "benchmarks.cifar_step": "--rounds 1 --steps 2 --variants 'muon, none'",
     "benchmarks.cifar_table": "--steps 4 --optimizers muon --constraints none stiefel --out .",
-    "benchmarks.ebc_step": "--steps 4 --batch-sizes 16 --out .",
+    "benchmarks.ebc_step": "--steps 4 --batch-sizes 16 --num-blocks 1 --d-embed 8 --out .",
     "benchmarks.gpt145m": "--rounds 1 --product 64 --batch-size 2 --seq-len 8 --out .",
     "benchmarks.gpt145m_table": "--variants sigma1 --out .",
     "benchmarks.shakespeare_step": "--rounds 1 --product 64 --batch-size 2 --seq-len 8 --accum-steps 1 --sampled 4",
-    "benchmarks.shakespeare_table": "--settings 'at most 2' --batch-size 4 --accum-steps 2 --steps 2 --out .",
+    "benchmarks.shakespeare_table": (
+        "--settings 'at most 2' --batch-size 4 --accum-steps 2 --steps 2 --out . "
+        "'--flags=--width 16 --heads 2 --seq-len 64'"
+    ),
     "benchmarks.tightness": "--starts 1 --time 4 --steps 2",
 }
 """What is added to the command line of each module, after what the document says."""
