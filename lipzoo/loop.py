@@ -196,7 +196,7 @@ class _Loop:
     def _announce(self, step: int) -> int:
         """The window that attention has from this step on; that it grows is told, since it means a compilation."""
         window = self.recipe.window_at(step)
-        if window < self.recipe.window_at(self.recipe.training.steps) or step > 1:
+        if window and (window < self.recipe.window_at(self.recipe.training.steps) or step > 1):
             self.console.print(f"step {step}: attention looks back {window:,} tokens (compiling)")
         return window
 
