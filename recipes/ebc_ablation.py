@@ -269,9 +269,16 @@ def calibrated_delta(line: Ablation, execute: Executor, start: Setting) -> tuple
         below, above = (setting.delta, above) if row["clip_rate"] > high else (below, setting.delta)
         thresholds = unclipped_deltas(line.folder() / run_name(recipe_of(line, setting)))
         guess = float(np.quantile(thresholds, 1 - (low + high) / 2))
-        guess = guess if below < guess < above else math.sqrt(below * above)
+        guess = guess if below < guess < above else _between(below, above)
         setting = setting._replace(delta=float(f"{guess:.3g}"))
     return min(rows, key=lambda row: abs(row["clip_rate"] - (low + high) / 2))["delta"], rows
+
+
+def _between(below: float, above: float) -> float:
+    """A number between two, of which one is known: their geometric mean, or a step beyond the known one."""
+    if math.isinf(above):
+        return 8 * below
+    return math.sqrt(below * above) if below else above / 8
 
 
 def protocol(line: Ablation, execute: Executor) -> list[Row]:
