@@ -61,6 +61,8 @@ def log_up(value: Scalar, *others: Scalar) -> Scalar:
 
 def _log(value: Scalar, *others: Scalar) -> Scalar:
     xp = namespace(value, *others)
+    if xp is np:  # Whatever type the number came in: a logarithm in float32 would be off by more than is added.
+        value = np.asarray(value, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return xp.where(value == 0, -math.inf, xp.log(xp.where(value == 0, 1.0, value)))[()]
 
@@ -147,6 +149,7 @@ class Bound(eqx.Module):
     @staticmethod
     def start(space: Space, radius: Scalar = 1.0) -> "Bound":
         """The bound of an input: all of a space that is no larger than `radius`."""
+        radius = radius if isinstance(radius, jax.Array) else np.float64(radius)
         log_radius = log_up(radius)
         return Bound(log_radius, namespace(radius).zeros_like(log_radius)[()], space, Domain(space, radius))
 

@@ -247,7 +247,9 @@ def newest_whole(run: Path) -> Path | None:
         except Damaged as error:
             failures.append(f"step {path.name} {error.says}: {error}")
     if failures:
-        raise UserError(f"no checkpoint of this run can be read: start a new run ({'; '.join(failures)})")
+        raise UserError(
+            f"no checkpoint of {run} can be used as it is ({'; '.join(failures)}): mend that, or start a new run"
+        )
     return None
 
 

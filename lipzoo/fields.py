@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from typing import Any
 
 LARGEST = 2**31 - 1
@@ -15,6 +16,15 @@ PREFIXED = ("ebc", "controller", "guard", "surrogate")
 def flag(name: str, prefix: str = "") -> str:
     """How a field is written on the command line."""
     return f"--{prefix}{name}".replace("_", "-")
+
+
+def choice_refusal(config: Any) -> str | None:
+    """The first field of a configuration that is none of its choices, or None. Command lines admit no other."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value, choices = getattr(config, name), typing.get_args(kind)
+        if typing.get_origin(kind) is typing.Literal and value not in choices:
+            return f"{flag(name)} must be one of {', '.join(map(str, choices))}, got {value!r:.40}"
+    return None
 
 
 def number_refusal(config: Any, prefix: str = "") -> str | None:

@@ -311,8 +311,8 @@ def _restore(
             console.print(f"step {other} is kept as {checkpoints.set_aside(other)}", soft_wrap=True)
         return restored
     if passed:
-        raise UserError("no checkpoint of this run can be read: start a new run")
-    console.print("no checkpoint was saved yet: starting from the first step")
+        raise UserError(f"no checkpoint of {run} can be used as it is: mend that, or start a new run")
+    console.print("there is no checkpoint: starting from the first step")
     return state
 
 
@@ -321,7 +321,11 @@ def _restore_step(
 ) -> State:
     """The state of a step. Raises Damaged, or UserError if it is whole but this recipe cannot go on from it."""
     step = int(path.name)
-    check_unchanged(read_recipe(path), recipe)
+    try:
+        check_unchanged(read_recipe(path), recipe)
+    except UserError:
+        check_step(path)  # Of a step that is not whole, the recipe says nothing.
+        raise
     if step <= recipe.training.steps:
         return checkpoints.restore(step, state, data)
     check_step(path)

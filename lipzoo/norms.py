@@ -33,7 +33,10 @@ def spectral_norm(matrix: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarra
 
     **Raises:** ValueError if the matrix holds a NaN or an infinity: it has no norm.
     """
-    matrix = np.asarray(matrix).astype(np.float64)
+    matrix = np.asarray(matrix)
+    if matrix.dtype.kind in "cOSU":
+        raise ValueError(f"the matrix holds {matrix.dtype}, not real numbers")
+    matrix = matrix.astype(np.float64)
     if not np.isfinite(matrix).all():
         raise ValueError("the matrix holds NaN or infinite entries")
     sigma = np.linalg.svd(matrix, compute_uv=False)[..., 0]

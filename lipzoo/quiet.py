@@ -4,6 +4,9 @@ import logging
 import sys
 import warnings
 
+LEFT_BEHIND = ("_read_array_index_and_device_put", "BaseEventLoop.__del__")
+"""What Python tells of that nobody waits for any more, whenever it is collected."""
+
 
 def hush() -> None:
     """Silences what Orbax logs, which is of every file, and the threads that it leaves behind when it fails.
@@ -17,7 +20,8 @@ def hush() -> None:
     before = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
+        if not closed and not any(name in repr(unraisable.object) for name in LEFT_BEHIND):
             before(unraisable)
 
     sys.unraisablehook = hook

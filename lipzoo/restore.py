@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,18 +102,26 @@ def reading(step: Path, item: str = "") -> Iterator[None]:
     except (Damaged, UserError):
         raise
     except Exception as error:
-        line = first_line(error)
+        line = _said(error)
         denied = isinstance(error, OSError) and error.errno not in (None, *GONE)
         if denied or isinstance(error, MemoryError) or NOT_DAMAGE.search(str(error)):
             raise UserError(f"cannot read {step / item} ({line}): see to that and try again") from error
         raise Damaged(f"{f'its {item}' if item else 'it'} cannot be read ({line})") from error
 
 
+def _said(error: Exception) -> str:
+    """What a reader says of a file; Python's own words for what is of another type say nothing to a user."""
+    if isinstance(error, (TypeError, AttributeError, LookupError)):
+        return "it is not laid out as it was written"
+    return first_line(error)
+
+
 def first_line(error: Exception) -> str:
     """What an error says, in short."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.partition(" See full TensorStore")[0][:120]
 
 
 def step_number(path: Path) -> int | None:
@@ -186,10 +195,15 @@ def check_whole(step: Path) -> None:
     """Looks at all of a step but its arrays, to go on from it. Raises Damaged."""
     check_files(step)
     about, digests = read_about(step), item_json(step, "digests")
+    if not isinstance(digests, dict):
+        raise Damaged("its digests are not laid out as they were written")
     if about.get("step", step_number(step)) != step_number(step):
         raise Misplaced(f"it holds step {about['step']}")
-    if "rest" not in digests:
-        raise UserError(f"the checkpoint {step} holds weights alone: no run can go on from it")
+    if "rest" not in digests and not (step / "rest").exists():
+        raise UserError(f"the checkpoint {step} holds weights alone: no run can go on from it; start a new one")
+    first_format = "step" not in about  # Which noted no digest of the data iterator.
+    if missing := {"model", "rest", "recipe", *([] if first_format else ["data"])} - set(digests):
+        raise Damaged(f"its digests lack {', '.join(sorted(missing))}")
     data = item_json(step, "data")
     if not isinstance(data, dict) or json_digest(data) != digests.get("data", json_digest(data)):
         raise Damaged("its data iterator is not what was saved")
@@ -250,7 +264,7 @@ def _check_same(step: Path, item: str, like: Shapes, stored: Shapes) -> None:
     if wanted == found:
         return
     different = ", ".join(sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))[:3])
-    if wanted.keys() != found.keys() and item_json(step, "digests").get(item, {}).keys() == stored.keys():
+    if wanted.keys() != found.keys() and set(item_json(step, "digests").get(item) or {}) == set(stored):
         raise UserError(
             f"the {item} of the checkpoint {step}, written by lipzoo {read_about(step)['lipzoo']}, is not laid out as "
             f"lipzoo {lipzoo.__version__} would: use the version that wrote it ({different})"
@@ -271,6 +285,8 @@ def _name(key: str) -> str:
 
 def _compare(step: Path, item: str, found: Mapping[str, str]) -> None:
     expected = item_json(step, "digests").get(item, {})
+    if not isinstance(expected, dict):
+        raise Damaged(f"its digests of {item} are not laid out as they were written")
     if different := sorted(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n)):
         raise Damaged(f"its {item} does not have the checksums noted when it was saved: {', '.join(different[:3])}")
 
@@ -322,6 +338,8 @@ def _load(step: Path, device: Sharding) -> Loaded:
     abstract = recipe.abstract_model()
     like = {w.name: jax.ShapeDtypeStruct(w.array.shape, w.array.dtype, sharding=device) for w in weights(abstract)}
     arrays = read_arrays(step, "model", like)
+    if step_number(step) not in (None, number):
+        print(f"warning: {step} holds step {number}", file=sys.stderr)
     return Loaded(with_arrays(abstract, arrays), recipe, step, number, digest(arrays))
 
 

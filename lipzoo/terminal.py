@@ -22,6 +22,8 @@ from lipzoo.errors import Interrupted, UserError
 from lipzoo.files import expanded
 
 T = TypeVar("T")
+NARROWEST = 20
+"""Columns of a terminal, at the least."""
 ABANDONED = "called off"
 """The name of a thread that nobody waits for any more."""
 SPELLED = {
@@ -68,6 +70,9 @@ class _Console(Console):
 
 def make_console(**options: Any) -> Console:
     """A console that prints text as it is: what users name may hold brackets and colons, which rich gives a meaning."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns) < NARROWEST:  # In no columns rich prints nothing at all.
+        options["width"] = NARROWEST
     return _Console(markup=False, emoji=False, highlight=False, **options)
 
 
@@ -105,10 +110,23 @@ def _attempt(command: Callable[[], int]) -> int:
         if not isinstance(end.code, int):
             raise
         return end.code
-    except (MemoryError, RuntimeError) as error:
-        if not _lacks_memory(error):
-            raise
-        return _fail("there is not enough memory: choose a smaller --batch-size or model, or raise --accum-steps")
+    except Exception as error:
+        if _lacks_memory(error):
+            return _fail("there is not enough memory: choose a smaller --batch-size or model, or raise --accum-steps")
+        if platforms := _missing_platforms():
+            return _fail(f"jax finds no devices for JAX_PLATFORMS={platforms}: unset it, or name others, such as cpu")
+        raise
+
+
+def _missing_platforms() -> str:
+    """The kinds of devices asked for, if jax cannot use them; asked only when something has failed."""
+    import jax  # Most mistakes are told without it.
+
+    try:
+        jax.devices()
+    except Exception:
+        return os.environ.get("JAX_PLATFORMS", "")
+    return ""
 
 
 def _lacks_memory(error: Exception) -> bool:

@@ -10,9 +10,11 @@ import pytest
 import lipzoo
 from lipzoo.certificate import Certificate
 from lipzoo.models import (
+    GELU,
     GPT,
     MLP,
     AbstractModule,
+    Affine,
     ConvexResidual,
     Embedding,
     Flatten,
@@ -28,9 +30,12 @@ from lipzoo.models import (
     SquaredReLU,
     Stack,
 )
+from lipzoo.models.lipsformer import WeightedResidual
 from lipzoo.space import SpaceError, Symbols, Tokens, Vector, example_shape
 from lipzoo.weight import Weight
 from tests.conftest import svd_norm
+
+EYE = Linear(Weight(np.eye(4, dtype=np.float32), "w"))
 
 
 def linear(out_size, in_size, name="w", scale=1.0):
@@ -184,6 +189,12 @@ def test_the_table_has_one_row_for_each_weight_of_a_gpt():
         (lambda: MLP(4, 0, 4, key=jax.random.key(0)), "sizes and a depth of at least 1"),
         (lambda: GPT(11, GPTConfig(width=0), key=jax.random.key(0)), "no such GPT: --width"),
         (lambda: Stack(PerToken(Linear(Weight(jnp.ones((2, 4, 4)), "w"))), 2), "remat must be one of"),
+        (lambda: MLP(4, 4, 4, activation="Relu", key=jax.random.key(0)), "--activation must be one of relu"),
+        (lambda: MLP(4, 4, 4, residual=-0.5, key=jax.random.key(0)), "--residual must lie between 0 and 1"),
+        (lambda: MLP(4, 4, 4, cap=np.nan, key=jax.random.key(0)), "a cap must be positive"),
+        (lambda: GPT(4, GPTConfig(norm="rmsnorm"), key=jax.random.key(0)), "--norm must be one of none, rms, layer"),
+        (lambda: EYE.project("svd-cap"), "project takes a constraint, such as"),
+        (lambda: Sequential([ReLU]), r"ReLU is a class of them: write ReLU\(\)"),
         (lambda: GPT(0, GPTConfig(), key=jax.random.key(0)), "a vocabulary of at least 1"),
         (lambda: Certificate.of(Linear(Weight(jnp.ones((4, 0)), "w"))), "a matrix without entries has no norm"),
         (lambda: MLP(4, 4, 4, key=jax.random.key(0))(jnp.ones((5, 4))), "for a batch, jax.vmap the model"),
@@ -239,6 +250,46 @@ def test_small_radii_do_not_vanish():
     assert certificate.certified.log10_radius < -1200
     assert certificate.certified.radius > 0
     assert "10^-1" in str(certificate)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    ("make", "radius", "gain"),
+    [
+        (lambda c: Sequential([SquaredReLU(4), EYE]), lambda c: c, lambda c: 4 * c),
+        (lambda c: Sequential([Scale(c), EYE]), lambda c: 1.0, lambda c: c),
+        (lambda c: ConvexResidual(Linear(Weight(3 * np.eye(4), "w")), c), lambda c: 1.0, lambda c: 1 + 2 * c),
+        (lambda c: Sequential([GELU(1 / c), EYE]), lambda c: 10.0, lambda c: 1.1289930686 / float(type(c)(1 / c))),
+    ],
+)
+def test_numbers_of_few_bits_are_bounded_in_many(make, radius, gain, kind):
+    """Logarithms in the type of the number would be off by more than the margin of float64."""
+    for value in np.random.default_rng(0).uniform(0.1, 0.9, 50).astype(kind):
+        certificate = Certificate.of(make(value), radius=radius(value))
+        assert certificate.lipschitz >= gain(float(value))
+
+
+@pytest.mark.parametrize(
+    ("model", "space"),
+    [
+        (Affine(Weight(np.ones((4, 2, 1)), "w", "gain")), Vector((4,))),
+        (Affine(Weight(np.ones((4, 1, 2)), "w", "gain")), Vector((4,))),
+        (WeightedResidual(PerToken(EYE), Weight(np.ones((4, 8, 1)), "s", "gain")), Tokens(4)),
+        (Sequential([Embedding(Weight(np.ones((3, 4, 2)), "w", "embedding"))]), None),
+        (Linear(Weight(np.eye(4), "w"), Weight(np.ones((4, 2)), "b", "bias")), None),
+        (Linear(Weight(np.eye(4), "w"), Weight(np.ones((3, 1)), "b", "bias")), None),
+        (Linear(Weight(1j * np.eye(4), "w")), None),
+    ],
+)
+def test_arrays_of_other_shapes_or_kinds_have_no_certificate(model, space, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"has the shape|entries, but|not real numbers"):
+        Certificate.of(model, space=space)
+
+
+def test_layers_may_come_from_a_generator():
+    model = Sequential(layer for layer in [linear(8, 8), ReLU()])
+    assert len(model.layers) == 2
 
 
 def test_spaces_are_at_the_top():

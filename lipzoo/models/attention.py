@@ -124,10 +124,13 @@ class Attention(AbstractModule):
         self._check_shapes()
         if not 0 <= self.softmax_scale < math.inf:
             raise ValueError(f"the softmax scale must be at least 0 and finite, got {self.softmax_scale}")
+        for epsilon in (self.qk_epsilon, self.v_epsilon):
+            if epsilon is not None and not 0 < epsilon < math.inf:
+                raise ValueError(f"the epsilon of a normalization must be positive and finite, got {epsilon}")
 
     def _check_shapes(self) -> None:
         width = self.out.array.shape[-1]
-        check_axes(self.out, "the output matrix of an attention")
+        check_axes(self.out, "the output matrix of an attention", "(d, d)")
         shapes = {(width, width), (self.heads, width // self.heads, width)}
         if not {weight.array.shape for weight in (self.q, self.k, self.v)} <= shapes:
             raise ValueError(f"q, k and v of {self.heads} heads must have one of the shapes {shapes}")

@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lipzoo.bound import Bound, Domain, namespace
+from lipzoo.fields import choice_refusal
 from lipzoo.models.attention import Attention
-from lipzoo.models.init import BELOW_CAP, Init, fresh
+from lipzoo.models.init import BELOW_CAP, Init, check_cap, fresh
 from lipzoo.models.layers import (
     GELU,
     GELU_DIVISOR,
@@ -71,7 +72,7 @@ class Embedding(AbstractModule):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(max row norm, 1): the certified function begins at the embedded tokens, which are its domain."""
-        check_axes(self.table, "an embedding", 3)
+        check_axes(self.table, "an embedding", "(count, size, 1)")
         count, size, _ = self.table.array.shape
         if incoming.space != Symbols(count):
             raise SpaceError(f"{self.table.name} takes {Symbols(count)}, but was given {incoming.space}")
@@ -228,6 +229,8 @@ class GPTConfig:
 
     def refusal(self) -> str | None:
         """Why there is no such model, or None."""
+        if refusal := choice_refusal(self):
+            return refusal
         if self.depth < 1 or self.heads < 1:
             return "--depth and --heads must be at least 1"
         if self.width < 2 or self.width % (2 * self.heads):
@@ -299,6 +302,7 @@ class GPT(AbstractModule):
             raise ValueError(f"there is no such GPT: {refusal}")
         if vocabulary < 1:
             raise ValueError(f"a GPT needs a vocabulary of at least 1, but was given {vocabulary}")
+        check_cap(cap)
         self.config = config
         total = (2 + config.blocks_mass) * config.final_scale
         share = config.blocks_mass / (6 * config.depth) / total

@@ -15,6 +15,12 @@ BELOW_CAP = 1 - 1e-5
 """Rounding must not lift a fresh matrix above its cap."""
 
 
+def check_cap(cap: float) -> None:
+    """Raises ValueError unless a cap is positive; it may be infinite."""
+    if not cap > 0:
+        raise ValueError(f"a cap must be positive, got {cap}")
+
+
 def semi_orthogonal(key: PRNGKeyArray, out_size: int, in_size: int, norm: float) -> Float[Array, "out in"]:
     """A random matrix whose singular values are all equal and whose RMS→RMS norm is `norm`."""
     draw = jax.nn.initializers.orthogonal(scale=norm * math.sqrt(out_size / in_size))

@@ -7,7 +7,7 @@ that runs; and both refuse what the module does not take, so that no bound speak
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -91,6 +91,10 @@ class AbstractModule(eqx.Module):
 
         By default the step is taken to be what brought each weight where it is, wherever that may be.
         """
+        if not isinstance(constraint, Constraint):
+            raise TypeError(
+                f"project takes a constraint, such as lipzoo.constraints.SvdCap(), but was given {constraint!r:.60}"
+            )
         return map_weights(lambda weight: project(weight, constraint, step), self)
 
     def matrices(self) -> list[Weight]:
@@ -134,6 +138,10 @@ def check_module(value: Any, who: str) -> None:
     if isinstance(value, AbstractModule):
         return
     name = getattr(value, "__name__", type(value).__name__)
+    if isinstance(value, type) and issubclass(value, AbstractModule):
+        raise TypeError(f"{who} takes modules, and {name} is a class of them: write {name}()")
+    if isinstance(getattr(value, "model", None), AbstractModule):
+        raise TypeError(f"{who} takes modules that know their bound: write the .model of this {name}")
     known = {"relu": "ReLU()", "gelu": "GELU()", "tanh": "Tanh()", "MLP": "MLP(…)", "Linear": "Linear(Weight(…))"}
     remedy = known.get(name, "AbstractModule, subclassed with __call__ and bound")
     raise TypeError(f"{who} takes modules that know their bound, not {name}: write lipzoo.models.{remedy}")
@@ -156,14 +164,19 @@ def _matrix(weight: Any, who: str, axes: int = 2) -> Weight:
     return weight
 
 
-def check_axes(weight: Weight, who: str, axes: int = 2) -> None:
-    """Raises ValueError for an array with more axes, as in an ensemble that was built by vmap, or with none inside."""
-    shape = weight.array.shape
-    if len(shape) != axes:
+def check_axes(weight: Weight, who: str, shape_of: str = "(out, in)") -> None:
+    """Raises ValueError unless an array has this shape, as in `(size, 1, 1)`; an ensemble built by vmap has more axes.
+
+    A gain whose matrices had more entries than one would be measured by all of them, and multiply by one.
+    """
+    shape, wanted = weight.array.shape, shape_of.strip("()").split(", ")
+    if len(shape) > len(wanted):
         raise ValueError(
-            f"{weight.name} has the shape {shape}, but {who} has {axes} axes: of an ensemble take one member, "
+            f"{weight.name} has the shape {shape}, but {who} has {len(wanted)} axes: of an ensemble take one member, "
             "as in jax.tree.map(lambda x: x[0], models)"
         )
+    if len(shape) < len(wanted) or any(w == "1" != str(n) for n, w in zip(shape, wanted, strict=True)):
+        raise ValueError(f"{weight.name} has the shape {shape}, but {who} has the shape {shape_of}")
     if not math.prod(shape):
         raise ValueError(f"{weight.name} has the shape {shape}: a matrix without entries has no norm")
 
@@ -183,6 +196,13 @@ def project(weight: Weight, constraint: Constraint, step: Step | None) -> Weight
     if step is None:
         step = Step(jnp.maximum(norms.gram_norm(matrix) - weight.cap, 0))
     return weight.with_array(constraint(matrix, cap=weight.cap, step=step) / factor)
+
+
+def check_column(bias: Weight, size: int) -> None:
+    """Raises ValueError unless a bias is one column of so many entries."""
+    check_axes(bias, "a bias", "(size, 1)")
+    if bias.array.shape[0] != size:
+        raise ValueError(f"{bias.name} has {bias.array.shape[0]} entries, but {size} are added to")
 
 
 class Linear(AbstractModule):
@@ -207,6 +227,8 @@ class Linear(AbstractModule):
         """(‖W‖r + ‖b‖, ‖W‖L)."""
         check_axes(self.weight, "a matrix")
         out_size, in_size = self.weight.array.shape
+        if self.bias is not None:
+            check_column(self.bias, out_size)
         image = (
             incoming.vector(self.weight.name, in_size, flat=True).scale(measure(self.weight)).to(Vector((out_size,)))
         )
@@ -272,9 +294,10 @@ class GELU(AbstractModule):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(r/c, gL/c). With c ≥ g the map is 1-Lipschitz, which is then said without rounding."""
-        slope = GELU_SLOPE["exact" if self.exact else "tanh"] / self.divisor
+        divisor = float(self.divisor)
+        slope = GELU_SLOPE["exact" if self.exact else "tanh"] / divisor
         like = incoming.sized("GELU").log_radius
-        return incoming.grow(log_up(1 / self.divisor, like), log_up(max(slope, 1.0), like))
+        return incoming.grow(log_up(1 / divisor, like), log_up(max(slope, 1.0), like))
 
 
 class Tanh(AbstractModule):
@@ -331,7 +354,7 @@ class RMSNorm(AbstractModule):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(min(1, r/√ε), L/√ε): the derivative is (I - x̂x̂ᵀ/n)/√(mean x² + ε) with a norm of at most 1/√ε."""
-        return incoming.sized("RMSNorm").scale(1 / math.sqrt(self.epsilon)).clip(1.0)
+        return incoming.sized("RMSNorm").scale(1 / math.sqrt(float(self.epsilon))).clip(1.0)
 
 
 class Center(AbstractModule):
@@ -367,7 +390,9 @@ class Affine(AbstractModule):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(max|γ|·r + ‖β‖, max|γ|·L)."""
-        check_axes(self.gain, "a gain", 3)
+        check_axes(self.gain, "a gain", "(size, 1, 1)")
+        if self.bias is not None:
+            check_column(self.bias, self.gain.array.shape[0])
         _check_last(incoming, self.gain, "Affine")
         image = incoming.scale(_largest(measure(self.gain)))
         return image if self.bias is None else image.shift(measure(self.bias))
@@ -423,10 +448,10 @@ class Sequential(AbstractModule):
 
     layers: tuple[AbstractModule, ...]
 
-    def __init__(self, layers: Sequence[AbstractModule]):
-        for layer in layers:
-            check_module(layer, "Sequential")
+    def __init__(self, layers: Iterable[AbstractModule]):
         self.layers = tuple(layers)
+        for layer in self.layers:
+            check_module(layer, "Sequential")
 
     @property
     def takes(self) -> Space | None:
@@ -498,7 +523,8 @@ class ConvexResidual(AbstractResidual):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """((1-α)r + αr_f, (1-α)L + αL_f)."""
-        return weighted_sum((1 - self.alpha, self.alpha), (incoming, self.branch.bound(incoming, measure)))
+        alpha = float(self.alpha)
+        return weighted_sum((1 - alpha, alpha), (incoming, self.branch.bound(incoming, measure)))
 
 
 class Residual(AbstractResidual):

@@ -13,7 +13,17 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from lipzoo.bound import Bound, namespace, weighted_sum
 from lipzoo.models.attention import Attention
 from lipzoo.models.init import BELOW_CAP, Init, fresh
-from lipzoo.models.layers import GELU, AbstractModule, AbstractResidual, Affine, Center, Linear, PerToken, Sequential
+from lipzoo.models.layers import (
+    GELU,
+    AbstractModule,
+    AbstractResidual,
+    Affine,
+    Center,
+    Linear,
+    PerToken,
+    Sequential,
+    check_axes,
+)
 from lipzoo.weight import Measure, Weight
 
 FIRST_STRENGTH = 0.1
@@ -31,6 +41,7 @@ class WeightedResidual(AbstractResidual):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(r + max|α|·r_f, L + max|α|·L_f)."""
+        check_axes(self.strength, "a strength", "(size, 1, 1)")
         incoming.tokens("WeightedResidual", self.strength.array.shape[0])
         strengths = measure(self.strength)
         branch = self.branch.bound(incoming, measure).scale(namespace(strengths).max(strengths))

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.bound import Bound
-from lipzoo.models.init import fresh
+from lipzoo.fields import choice_refusal
+from lipzoo.models.init import check_cap, fresh
 from lipzoo.models.layers import (
     GELU,
     AbstractModule,
@@ -85,6 +86,9 @@ class MLP(AbstractModule):
         if min(in_size, width, out_size, depth) < 1:
             sizes = f"{in_size}, {width}, {out_size}, depth={depth}"
             raise ValueError(f"an MLP needs sizes and a depth of at least 1, but was given {sizes}")
+        if refusal := MLPConfig(depth, width, activation, bias, residual, final_scale, zero_init).refusal():
+            raise ValueError(f"there is no such MLP: {refusal}")
+        check_cap(cap)
         sizes = [in_size, *[width] * (depth - 1), out_size]
         share = 1 / (depth * (2 if bias else 1)) / final_scale
         layers: list[AbstractModule] = [Flatten()]
@@ -150,6 +154,8 @@ class MLPConfig:
 
     def refusal(self) -> str | None:
         """Why there is no such model, or None."""
+        if refusal := choice_refusal(self):
+            return refusal
         if self.depth < 1 or self.width < 1:
             return "--depth and --width must be at least 1"
         if self.depth > DEEPEST:
