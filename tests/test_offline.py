@@ -7,8 +7,6 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.offline.sitecustomize import Forbidden
-
 
 def by_ipv6():
     with socket.socket(socket.AF_INET6) as ipv6:
@@ -30,7 +28,7 @@ ATTEMPTS = {
 
 @pytest.mark.parametrize("attempt", ATTEMPTS.values(), ids=ATTEMPTS)
 def test_the_network_is_forbidden(attempt):
-    with pytest.raises(Forbidden, match="tests use no network"):
+    with pytest.raises(Exception, match="tests use no network"):  # Its class may have been imported twice.
         attempt()
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from lipzoo.constraints import SoftCap, Step
+from lipzoo.constraints.soft_cap import LARGEST_SHRINK, soft_cap_round, solve
 from lipzoo.models import MLP
-from lipzoo.models.layers import project
+from lipzoo.msign import SIX_ROW, approximate
 from lipzoo.optim import OptimizerConfig
 from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
 from lipzoo.sharding import make_mesh
@@ -54,7 +54,24 @@ def first_model(recipe):
 def published_soft_cap(case, model, lr):
     """The published coupling of the soft cap: the update's norm divided by √(out/in), though it is 1 in RMS units."""
     norms = iter(PUBLISHED[f"{case}.update_norms"].tolist())
-    return map_weights(lambda w: project(w, SoftCap(), Step(lr * next(norms) * w.rms_factor)), model)
+    return map_weights(lambda w: exact_soft_cap(w, w.cap + float(lr) * next(norms) * w.rms_factor), model)
+
+
+def exact_soft_cap(weight, norm):
+    """The rounds of the soft cap without what it takes off for rounding, so that the cap may be missed by some ulps."""
+    matrix = weight.array * weight.rms_factor
+    while norm > weight.cap * (1 + 1e-7):
+        shrink = min(1 - weight.cap / norm, LARGEST_SHRINK)
+        matrix = soft_cap_round(matrix, solve(jnp.float32(shrink)) / norm**2, "float32")
+        norm *= 1 - shrink
+    return weight.with_array(matrix / weight.rms_factor)
+
+
+def exact_stiefel(model):
+    """The polynomial itself, without the division that keeps it under the cap whatever rounding does."""
+    return map_weights(
+        lambda w: w.with_array(w.cap * approximate(w.array * w.rms_factor, SIX_ROW) / w.rms_factor), model
+    )
 
 
 def loss_of(model, inputs, targets):
@@ -65,17 +82,19 @@ def ten_steps(case):
     recipe = recipe_of(case)
     model = first_model(recipe)
     optimizer, factor = recipe.optimizer.build(), recipe.optimizer.factor(10)
-    differentiate = jax.value_and_grad(loss_of)
+    differentiate, update = jax.jit(jax.value_and_grad(loss_of)), jax.jit(optimizer.update)
     state, losses = optimizer.init(model), []
     for step, (inputs, targets) in enumerate(zip(PUBLISHED["inputs"], PUBLISHED["targets"], strict=True)):
         loss, gradient = differentiate(model, jnp.asarray(inputs), jnp.asarray(targets.astype(np.int32)))
         losses.append(float(loss))
-        updates, state = optimizer.update(gradient, state, model)
+        updates, state = update(gradient, state, model)
         lr = recipe.optimizer.lr * factor(jnp.int32(step))
         updates = jax.tree.map(lambda u, lr=lr: -lr * u, updates)
         model = optax.apply_updates(model, updates)
         if case == "muon_soft_cap":
             model = published_soft_cap(case, model, lr)
+        elif case == "muon_orthogonal":
+            model = exact_stiefel(model)
         else:
             model = constrain(recipe, make_mesh(), model, updates, lr, jax.random.key(step))
     return np.array(losses), model

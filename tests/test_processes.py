@@ -97,7 +97,7 @@ REFUSED = [
     (ProcessConfig("host:1", 2, 2), "--process-id must lie between 0"),
     (ProcessConfig("host", 2, 0), "needs a --coordinator HOST:PORT"),
     (ProcessConfig("host:1", 1, 0), "--coordinator needs --processes"),
-    (ProcessConfig(coordinator_timeout=0), "--coordinator-timeout must be positive"),
+    (ProcessConfig(coordinator_timeout=0), "--coordinator-timeout must lie between 1"),
 ]
 
 

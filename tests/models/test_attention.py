@@ -105,11 +105,11 @@ def test_no_ascent_on_inputs_directions_and_weights_exceeds_the_bound(
         grads = jax.grad(total, argnums=(0, 1, 2))(module, x, v)
         scale = lambda g: g / (jnp.sqrt(jnp.mean(g**2)) + 1e-9)  # noqa: E731
         move = lambda a, g: a + 0.05 * scale(g)  # noqa: E731
-        return jax.tree.map(move, (module, x, v), grads)
+        module, x, v = jax.tree.map(move, (module, x, v), grads)
+        return module.project(SvdCap()), x, v
 
     for _ in range(25):
         module, x, v = climb(module, x, v)
-        module = module.project(SvdCap())
     found = float(objective(module, x, v).max())
     largest = float(size(module, x).max())
     exact = module.bound(Bound.start(module.takes, radius), exact_norm)
