@@ -229,10 +229,12 @@ def reads_real_data(command: Command) -> bool:
     return command.module in EMBEDDED or any(name_of(command).startswith(beginning) for beginning in NEEDS)
 
 
-COMMANDS = [
-    pytest.param(command, marks=[pytest.mark.real_data] if reads_real_data(command) else [], id=name_of(command))
-    for command in all_commands()
-]
+def marks(command: Command) -> list[pytest.MarkDecorator]:
+    found = [pytest.mark.benchmark] if command.module.startswith("benchmarks.") else []
+    return [*found, pytest.mark.real_data] if reads_real_data(command) else found
+
+
+COMMANDS = [pytest.param(command, marks=marks(command), id=name_of(command)) for command in all_commands()]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
