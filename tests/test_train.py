@@ -85,8 +85,9 @@ def test_the_step_compiles_once_and_moves_nothing_to_the_host():
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_meshes_and_accumulation_give_the_same_losses(options, optimizer):
     base = {**SMALL, "optimizer": optimizer, "lr": 0.1 if optimizer == "muon" else 0.003}
-    expected, one = run(make(**base), 20)
-    losses, many = run(make(**base, **options), 20)
+    # More steps would compare how rounding grows: muon lifts the smallest singular values of its momentum to one.
+    expected, one = run(make(**base), 12)
+    losses, many = run(make(**base, **options), 12)
     np.testing.assert_allclose(losses, expected, rtol=2e-4)
     for a, b in zip(weights(one.model), weights(many.model), strict=True):
         np.testing.assert_allclose(a.array, b.array, atol=2e-3)
