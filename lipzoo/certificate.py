@@ -193,7 +193,8 @@ def _space(model: AbstractModule, given: Space | None) -> Space:
 def _check_runs(model: AbstractModule, space: Space, bound: Bound) -> None:
     """Raises SpaceError unless what the model really gives is of the kind that its bound speaks of."""
     dtype = jnp.int32 if isinstance(space, Symbols) else weights(model)[0].array.dtype
-    example = jax.ShapeDtypeStruct(example_shape(space), jax.dtypes.canonicalize_dtype(dtype))
+    dtype = jnp.asarray(np.zeros((), dtype)).dtype  # As jax has it: without 64 bits, unless they were asked for.
+    example = jax.ShapeDtypeStruct(example_shape(space), dtype)
     image = jax.eval_shape(lambda model, x: model(x), model, example)
     if image.shape != example_shape(bound.space):
         raise SpaceError(f"{type(model).__name__} gives shape {image.shape} where its bound speaks of {bound.space}")

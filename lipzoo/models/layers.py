@@ -155,13 +155,11 @@ def check_shape(x: Any, shape: tuple[int, ...], who: str) -> None:
         )
 
 
-def _matrix(weight: Any, who: str, axes: int = 2) -> Weight:
-    """The weight, if it holds an array of so many axes, none empty: (out, in), and maybe an axis of matrices."""
-    if not isinstance(weight, Weight):
-        shape = "(out, in)" if axes == 2 else "(size, 1, 1)"
-        wanted = f"{who}(Weight(array, 'name')) with an array of shape {shape}"
-        raise TypeError(f"{who} takes a Weight, but was given {weight!r:.60}: write {wanted}")
-    return weight
+def _check_weight(value: Any, who: str, shape_of: str) -> None:
+    """Raises TypeError, saying what to write instead, unless the value is a Weight."""
+    if not isinstance(value, Weight):
+        wanted = f"{who}(Weight(array, 'name')) with an array of shape {shape_of}"
+        raise TypeError(f"{who} takes a Weight, but was given {value!r:.60}: write {wanted}")
 
 
 def check_axes(weight: Weight, who: str, shape_of: str = "(out, in)") -> None:
@@ -212,7 +210,7 @@ class Linear(AbstractModule):
     bias: Weight | None = None
 
     def __check_init__(self) -> None:
-        _matrix(self.weight, "Linear")
+        _check_weight(self.weight, "Linear", "(out, in)")
 
     @property
     def takes(self) -> Space:
@@ -382,7 +380,7 @@ class Affine(AbstractModule):
     bias: Weight | None = None
 
     def __check_init__(self) -> None:
-        _matrix(self.gain, "Affine", 3)
+        _check_weight(self.gain, "Affine", "(size, 1, 1)")
 
     def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
         y = x * _row(self.gain.array[:, 0, 0], x)
