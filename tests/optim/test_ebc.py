@@ -226,15 +226,17 @@ def test_betas_are_smoothed_and_their_changes_limited(huber, getkey):
 
 
 def test_the_target_follows_the_square_of_the_schedule(getkey):
-    """So c does not: it is the same at a third of the learning rate."""
+    """So τ/S, which is c to first order, does not: it is the same at a third of the learning rate."""
     model, updates, x = problem(getkey)
     config = EBCConfig(aggregate="exact", target_kl=1e-3)
     following = dataclasses.replace(config, target_schedule="lr")
     _, full = clip(following, model, updates, x, 0.3)
     _, third = clip(following, model, updates, x, 0.1, fraction=1 / 3)
     _, constant = clip(config, model, updates, x, 0.1, fraction=1 / 3)
-    assert float(third.c) == pytest.approx(float(full.c), rel=1e-5)
-    assert float(constant.c) == pytest.approx(3 * float(full.c), rel=1e-5)
+    assert float(third.tau / third.budget) == pytest.approx(float(full.tau / full.budget), rel=1e-5)
+    assert float(constant.tau / constant.budget) == pytest.approx(3 * float(full.tau / full.budget), rel=1e-5)
+    for state, target in ((full, 1e-3), (third, 1e-3 / 9), (constant, 1e-3)):
+        assert 0.9 * target < float(state.kl) <= target
 
 
 def test_calibration_makes_the_measured_divergence_the_target(getkey):
@@ -341,7 +343,6 @@ def test_loops_act_inside_the_transformation(getkey):
 
 REFUSED = [
     ({"target_kl": 0.0}, "--ebc.target-kl"),
-    ({"target_kl": math.nan}, "--ebc.target-kl"),
     ({"update_every": 0}, "--ebc.update-every"),
     ({"probe_layers": 0}, "--ebc.probe-layers"),
     ({"beta_full_sweep": 0}, "--ebc.beta-full-sweep"),
@@ -368,6 +369,12 @@ def test_impossible_regions_are_refused_in_one_sentence(options, flag):
     assert flag in str(error.value)
     assert "\n" not in str(error.value)
     dataclasses.replace(make(), ebc=EBCConfig(enable=False, **options)).check()
+
+
+def test_what_is_no_number_is_refused_in_use_or_not():
+    for enable in (True, False):
+        with pytest.raises(UserError, match=r"--ebc\.target-kl"):
+            dataclasses.replace(make(), ebc=EBCConfig(enable=enable, target_kl=math.nan)).check()
 
 
 def test_a_model_without_layers_in_scope_is_refused():
