@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lipzoo.data import Images, Text, Tokens
-from lipzoo.ebc_plots import plot_curves
 from lipzoo.errors import UserError
 from lipzoo.files import write_text
 from lipzoo.recipe import Recipe
@@ -108,6 +107,8 @@ class Runner:
         folder = self._folder / run_name(recipe)
         folder.mkdir(parents=True, exist_ok=True)
         write_curves(folder / "curves.csv", curves)
+        from lipzoo.ebc_plots import plot_curves
+
         plot_curves(folder / "curves.png", curves, run_name(recipe))
         write_text(folder / "result.json", json.dumps({"result": row, "recipe": recipe.to_json()}, indent=1) + "\n")
         return row

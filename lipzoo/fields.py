@@ -7,6 +7,8 @@ from typing import Any
 
 LARGEST = 2**31 - 1
 """Steps, sizes and counts become int32 on devices."""
+MAGNITUDES = (2.0**-100, 2.0**100)
+"""Numbers that are not 0 lie between these: products and quotients of two or so stay inside float32."""
 UNSIGNED = ("seed",)
 """Whole numbers that may be twice as large."""
 PREFIXED = ("ebc", "controller", "guard", "surrogate")
@@ -28,7 +30,8 @@ def choice_refusal(config: Any) -> str | None:
 
 
 def number_refusal(config: Any, prefix: str = "") -> str | None:
-    """The first number of a configuration that nothing can be computed with, NaN, infinite or beyond int32; or None.
+    """The first number of a configuration that nothing can be computed with, or None: NaN, infinite, beyond int32, or
+    of a size that float32 has no room for.
 
     Looks at all fields of the dataclass and of those inside it, whether they are in use or not: what is stored must be
     readable as JSON, and a number that does nothing today does something when its part is turned on.
@@ -49,6 +52,9 @@ def _refusal(name: str, value: Any, largest: int) -> str | None:
         return next((r for part in value if (r := _refusal(name, part, largest))), None)
     if isinstance(value, float) and not math.isfinite(value):
         return f"{name} must be finite, got {value}"
+    low, high = MAGNITUDES
+    if isinstance(value, float) and value and not low <= abs(value) <= high:
+        return f"{name} must be 0 or lie between {low:.3g} and {high:.3g}, got {value:g}"
     if isinstance(value, int) and abs(value) > largest:
         return f"{name} must be at most {largest:,}, got {value:,}"
     return None

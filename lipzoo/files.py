@@ -18,7 +18,8 @@ LARGEST_JSON = 1 << 25
 """Bytes beyond which a JSON file is not read: 32 MB, a thousand times what is written here."""
 DEEPEST_JSON = 100
 """Brackets within brackets beyond which JSON is not read: Python's reader recurses."""
-GLOB = re.compile(r"[*?\[\]]")
+SPECIAL = re.compile(r"[*?\[\]\\]|/\.\./")
+"""What patterns give a meaning, and what the storage layer resolves in other ways than the system."""
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 
 
@@ -72,21 +73,21 @@ def read_json(path: Path) -> Any:
 
 
 def plain(path: Path) -> Path:
-    """The absolute path, or a link to it where it holds characters with a meaning in patterns.
+    """The absolute path, or a link to it where it holds something with a meaning in patterns.
 
     The storage layer finds the parts of what it has written by patterns, and so it does not find them below a folder
     that is called `a[b]`.
     """
     path = path.absolute()
-    return _link(path) if GLOB.search(str(path)) else path
+    return _link(path) if SPECIAL.search(str(path)) else path
 
 
 @functools.cache
 def _link(path: Path) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="lipzoo-")).absolute()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    if GLOB.search(str(folder)):
-        raise UserError(f"{path} holds one of * ? [ ], and so does the folder for temporary files: change one of them")
+    if SPECIAL.search(str(folder)):
+        raise UserError(f"{path} holds one of * ? [ ] \\, and so does the folder for temporary files: change one of them")
     link = folder / "link"
     link.symlink_to(path)
     return link

@@ -253,6 +253,8 @@ def import_npz(file: Path, run: Path, alphabet: str = "") -> list[Path]:
     """Writes every checkpoint of a published npz file into a run. Returns their paths, oldest first."""
     objects = read_objects(file)
     try:
+        if not isinstance(objects.get("args"), dict):
+            raise UserError("it holds no args, the settings that published checkpoints begin with")
         recipe = published_recipe(objects["args"], alphabet or _default_alphabet(objects["args"]["vocab_size"]))
         count = sum(name.startswith("weights_checkpoint_") for name in objects)
         arrays = [published_arrays(objects[f"weights_checkpoint_{index}"], recipe) for index in range(count)]

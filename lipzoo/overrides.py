@@ -18,10 +18,14 @@ def override_refusal(flag: str, pairs: Sequence[str], names: Sequence[str], *, n
 
     **Raises:** UserError if values are to be `numeric`, and one is not a finite number, whether it is in use or not.
     """
+    seen = set()
     for pair in pairs:
         pattern, _, value = pair.partition("=")
         if not value:
             return f"{flag} takes LAYER=VALUE, got {pair!r}"
+        if pattern in seen:
+            return f"{flag} names {pattern!r} more than once: leave one out"
+        seen.add(pattern)
         if numeric:
             number(value, flag)
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):

@@ -187,7 +187,7 @@ class Recipe:
         """Raises UserError, in one sentence that names the flag, if the recipe cannot be run or keep its promise."""
         refusal = (
             number_refusal(self)
-            or (None if self.name.isprintable() else f"--name must be printable text, got {self.name!r}")
+            or self._name_refusal()
             or self.model.refusal()
             or self.data.refusal()
             or self.training.refusal(self.data.batch_size)
@@ -198,6 +198,13 @@ class Recipe:
         )
         if refusal:
             raise UserError(refusal)
+
+    def _name_refusal(self) -> str | None:
+        if not self.name.isprintable():
+            return f"--name must be printable text, got {self.name!r}"
+        if not all(part not in ("", ".", "..") for part in self.name.split("/")):
+            return f"--name is a folder under runs/, without empty parts, . and .., got {self.name!r}"
+        return None
 
     def build_model(self, key: PRNGKeyArray) -> AbstractModule:
         """The model with fresh weights, each with its cap and under it."""

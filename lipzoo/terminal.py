@@ -113,6 +113,9 @@ def _attempt(command: Callable[[], int]) -> int:
     except Exception as error:
         if _lacks_memory(error):
             return _fail("there is not enough memory: choose a smaller --batch-size or model, or raise --accum-steps")
+        if "Key backend" in str(error):
+            name = os.environ.get("MPLBACKEND", "")
+            return _fail(f"matplotlib has no backend MPLBACKEND={name}: unset it, or name another, such as agg")
         if platforms := _missing_platforms():
             return _fail(f"jax finds no devices for JAX_PLATFORMS={platforms}: unset it, or name others, such as cpu")
         raise

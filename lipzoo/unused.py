@@ -25,7 +25,8 @@ def _gpt(condition: Callable[[GPTConfig], bool] = lambda _: True) -> Condition:
 
 
 def _depth_above(depth: int) -> Condition:
-    return lambda recipe: not isinstance(recipe.model, MLPConfig) or recipe.model.depth > depth
+    """Whether an MLP is so deep; of a depth that there is not, the model's own refusal tells."""
+    return lambda recipe: not isinstance(recipe.model, MLPConfig) or not 1 <= recipe.model.depth <= depth
 
 
 def _normalizes(model: GPTConfig) -> bool:

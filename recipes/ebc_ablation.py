@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,6 @@ from lipzoo.ablation import Row, Runner, compiled_quickly, run_name, unclipped_d
 from lipzoo.cli import guarded
 from lipzoo.constraints import ConstraintName
 from lipzoo.data import TextConfig
-from lipzoo.ebc_plots import plot_headroom, plot_pareto
 from lipzoo.errors import UserError
 from lipzoo.files import write_text
 from lipzoo.models import GPTConfig
@@ -34,6 +34,7 @@ from lipzoo.optim import EBCConfig, OptimizerConfig
 from lipzoo.optim.ebc import Aggregate
 from lipzoo.optim.ebc_control import SurrogateConfig
 from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.terminal import UserPath
 
 Source = Literal["synthetic", "shakespeare"]
 Schedule = Literal["constant", "lr"]
@@ -41,6 +42,12 @@ PRINTED = ("optimizer", "ebc", "spectral", "final_loss", "final_acc", "ebc_c")
 SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Multiples of the given learning rate that --auto tries; it goes on beyond the ends while the loss falls."""
 CALIBRATIONS = 8
+FLAGS = {
+    **{"width": "d-embed", "depth": "num-blocks", "heads": "num-heads", "seed": "seeds"},
+    **{"lr": "adam-lr, --muon-lr or --lr-scales", "ebc.target-kl": "deltas", "ebc.update-every": "update-every"},
+    **{"constraint": "constraints", "optimizer": "optimizers", "ebc.refine": "refine"},
+}
+"""What flags of a recipe are called here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Ablation:
     """Fraction of clipped steps at the best learning rate that --auto brings δ to."""
     status: bool = False
     """Say which runs are done, and run nothing."""
-    out: Path | None = None
+    out: UserPath | None = None
     """Folder of the runs; by default one for these shapes under runs/ebc_ablation."""
 
     def folder(self) -> Path:
@@ -317,6 +324,8 @@ def with_overheads(rows: Sequence[Row]) -> list[Row]:
 
 def write_summary(folder: Path, rows: Sequence[Row]) -> None:
     """summary.csv, results.json, and the two pictures of all runs."""
+    from lipzoo.ebc_plots import plot_headroom, plot_pareto
+
     rows = with_overheads(rows)
     write_rows(folder / "summary.csv", rows)
     write_text(folder / "results.json", json.dumps(rows, indent=1) + "\n")
@@ -344,7 +353,9 @@ def parse(argv: Sequence[str]) -> Ablation:
 def _ablate(line: Ablation) -> int:
     recipes = [recipe_of(line, setting) for setting in grid(line)]
     for recipe in recipes:
-        recipe.check()  # Before data are needed, and before the first run.
+        _check(recipe)  # Before data are needed, and before the first run.
+    if not line.status:
+        line.folder().mkdir(parents=True, exist_ok=True)
     like = recipes[0].complete()
     execute = Executor(line, Runner(like, like.data.load(0), line.folder()))
     if line.data == "synthetic" and not line.status:
@@ -356,6 +367,15 @@ def _ablate(line: Ablation) -> int:
     if not line.status:
         write_summary(line.folder(), rows)
     return 0
+
+
+def _check(recipe: Recipe) -> None:
+    """Raises UserError, in the flags of this command, if a run of the ablation cannot be done."""
+    try:
+        recipe.check()
+    except UserError as error:
+        named = lambda match: f"--{FLAGS.get(match[1], match[1])}"  # noqa: E731
+        raise UserError(re.sub(r"--([a-z][\w.-]*\w)", named, str(error))) from error
 
 
 @dataclasses.dataclass(frozen=True)

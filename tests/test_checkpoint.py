@@ -137,8 +137,10 @@ def test_checkpoints_with_and_without_64_bits_read_each_other(tmp_path):
     assert_same((got.model, got.opt_state[0]), (state.model, state.opt_state))
 
 
-def test_a_folder_may_be_called_like_a_pattern(tiny, tmp_path):
-    run = tmp_path / "a[b]*?" / "run"
+@pytest.mark.parametrize("folder", ["a[b]*?", "a\\b", "a/../c"])
+def test_a_folder_may_be_called_like_a_pattern(folder, tiny, tmp_path):
+    (tmp_path / "a").mkdir()
+    run = tmp_path / folder / "run"
     state = save(run, *tiny)
     assert_same(restore(run, tiny[1]), state)
     assert lipzoo.load(run).step == 0

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -124,6 +125,13 @@ def test_every_end_is_one_sentence(error, status, message, capsys):
     err = capsys.readouterr().err
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
+
+
+def test_a_backend_that_matplotlib_lacks_is_named(tmp_path):
+    command = [sys.executable, "-m", "recipes.digits_mlp", "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env={**os.environ, "MPLBACKEND": "none"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: matplotlib has no backend MPLBACKEND=none: unset it, or name another, such as agg\n"
 
 
 def test_other_errors_are_not_hidden():

@@ -141,8 +141,12 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
     [
         (["--seeds"], "--seeds needs at least one value"),
         (["--clip-band", "0.5", "0.2"], "--clip-band"),
-        (["--data", "shakespeare", "--num-heads", "3"], "--width"),
-        (["--deltas", "0"], "--ebc.target-kl"),
+        (["--data", "shakespeare", "--num-heads", "3"], "--d-embed must be divisible by"),
+        (["--deltas", "0"], "--deltas must"),
+        (["--adam-lr", "0"], "--adam-lr, --muon-lr or --lr-scales"),
+        (["--num-blocks", "0"], "--num-blocks and --num-heads must"),
+        (["--seeds", "-1"], "--seeds must"),
+        (["--out", "~nosuchuser/x"], "no home directory"),
     ],
 )
 def test_impossible_ablations_are_refused_before_data_are_needed(more, message, tmp_path, monkeypatch):
