@@ -1,4 +1,8 @@
-"""Eight fake CPU devices, no network, strict promotion, and what several test files share."""
+"""Eight fake CPU devices, no network, strict promotion, and what several test files share.
+
+Half of the time of most tests is XLA's, which optimizes what then runs for milliseconds. So it optimizes little here,
+also in the processes that tests start, but for tests marked `optimized`: what rounding does in real training.
+"""
 
 import os
 from pathlib import Path
@@ -10,6 +14,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import itertools
 import shutil
@@ -41,6 +46,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if REAL_DATA & set(item.fixturenames):
             item.add_marker("real_data")
+
+
+@pytest.fixture(autouse=True)
+def _optimized(request):
+    """Compiles as users' programs are compiled where a test is marked so."""
+    chosen = request.node.get_closest_marker("optimized") is not None
+    if chosen:
+        jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    if chosen:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import pytest
 from lipzoo import msign
 from tests.test_norms import sample
 
+pytestmark = pytest.mark.optimized
+
 NAMES = sorted(msign.POLYNOMIALS)
 SHAPES = [(1, 9), (24, 24), (32, 48), (256, 10), (64, 640), (3, 16, 80)]
 SPECTRA = ["random", "flat", "steep", "rank one"]

@@ -8,6 +8,8 @@ import pytest
 from lipzoo import norms
 from tests.conftest import svd_norm
 
+pytestmark = pytest.mark.optimized
+
 SHAPES = [(1, 1), (1, 7), (7, 1), (5, 5), (64, 64), (10, 100), (100, 10), (3, 8, 20), (2, 3, 20, 8)]
 
 

@@ -21,6 +21,8 @@ from lipzoo.sharding import make_mesh
 from lipzoo.train import constrain
 from lipzoo.weight import map_weights, set_caps, weights
 
+pytestmark = pytest.mark.optimized
+
 PUBLISHED = np.load(Path(__file__).parent / "fixtures" / "mlp_parity.npz")
 OPTIMIZERS = {"adam": "adamw", "muon": "muon"}
 CONSTRAINTS = {

@@ -36,14 +36,18 @@ def start(devices, *arguments, environment=None):
 
 
 def start_two(*arguments):
-    """Two processes of four devices each."""
+    """Two processes of two devices each."""
     port = free_port()
-    flags = ["--mesh", "4x2", "--coordinator", f"localhost:{port}", "--processes", 2]
-    return [start(4, *arguments, *flags, "--process-id", index) for index in range(2)]
+    flags = ["--mesh", "2x2", "--coordinator", f"localhost:{port}", "--processes", 2]
+    return [start(2, *arguments, *flags, "--process-id", index) for index in range(2)]
 
 
 def finish(processes):
-    outputs = [process.communicate(timeout=200) for process in processes]
+    try:
+        outputs = [process.communicate(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [process.returncode for process in processes], outputs
 
 
@@ -53,7 +57,7 @@ def losses(run):
 
 def test_two_processes_end_together_and_resume_bit_for_bit_and_on_fewer_devices(wikipedia_dir, tmp_path):
     whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
-    steps = ["--steps", 60, "--save-interval", 30]
+    steps = ["--steps", 16, "--save-interval", 8]
     codes, outputs = finish(start_two(*SMALL, *steps, "--run-dir", whole))
     assert codes == [0, 0], outputs
     words = ("run:", "validation", "Bounds")  # Gloo, the library of the collectives, prints from every process.
@@ -61,7 +65,7 @@ def test_two_processes_end_together_and_resume_bit_for_bit_and_on_fewer_devices(
     assert not any(word in outputs[1][0] for word in words)
 
     processes = start_two(*SMALL, *steps, "--run-dir", parts)
-    while len(losses(parts)) < 5:
+    while len(losses(parts)) < 3:
         assert processes[0].poll() is None, processes[0].communicate()
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)

@@ -36,8 +36,9 @@ def make(config):
     return GPT(len(ALPHABET), config, key=jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("parts", [(9,), (4, 1, 1, 3), (1,) * 9])
+@pytest.mark.parametrize(
+    ("name", "parts"), [*((name, (4, 1, 1, 3)) for name in VARIANTS), ("bias", (9,)), ("window", (1,) * 9)]
+)
 def test_tokens_in_parts_with_a_cache_give_the_full_forward(name, parts):
     gpt, tokens = make(VARIANTS[name]), jnp.arange(9) * 7 % len(ALPHABET)
     cache, first, logits = empty_cache(gpt, 12), 0, []

@@ -31,6 +31,8 @@ from lipzoo.models import Linear
 from lipzoo.weight import Weight, exact_norm
 from tests.test_msign import evaluate
 
+pytestmark = pytest.mark.optimized
+
 SHAPES = {(1, 9): 0.02, (9, 1): 54.0, (24, 24): 1.0, (80, 8): 0.3, (8, 80): 2.7, (3, 12, 20): 7.1}
 """Shapes, each with a cap of its own: one compilation serves many examples."""
 HOLDING = [c for c in CONSTRAINTS.values() if c.guarantees and c.caps]

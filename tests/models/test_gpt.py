@@ -184,6 +184,7 @@ def test_no_ascent_on_embeddings_and_directions_exceeds_the_certificate(case):
         x = x * jnp.minimum(1, certificate.rows[0].norm / rms(x))[:, None]
         return gpt.logits(gpt.stack(x))
 
+    @jax.jit
     def gain(x, v):
         return rms(jax.jvp(function, (x,), (v,))[1]).max() / rms(v).max()
 
@@ -221,6 +222,7 @@ def test_no_ascent_on_weights_inputs_and_directions_exceeds_the_caps(heads, seed
     rms = lambda x: jnp.sqrt(jnp.mean(x**2, axis=-1) + 1e-12)  # noqa: E731
     into_ball = lambda x: x * jnp.minimum(1, 1 / rms(x))[:, None]  # noqa: E731
 
+    @jax.jit
     def gain(gpt, x, v):
         image = jax.jvp(lambda x: gpt.logits(gpt.stack(x)), (into_ball(x),), (v,))[1]
         return rms(image).max() / rms(v).max()
