@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lipzoo.cli import guarded
+from lipzoo.cli.train import guarded
 
 FOLDER = Path(__file__).parent
 """Where tables and pictures are written unless told otherwise."""

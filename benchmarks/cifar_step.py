@@ -26,10 +26,10 @@ from rich.table import Table
 
 from benchmarks import benchmark
 from lipzoo.data import Augment, Images, Split
-from lipzoo.errors import UserError
-from lipzoo.recipe import ConstraintConfig, Recipe
-from lipzoo.sharding import batched, make_mesh
-from lipzoo.train import init_state, make_train_step
+from lipzoo.system.errors import UserError
+from lipzoo.recipe.recipe import ConstraintConfig, Recipe
+from lipzoo.devices.mesh import batched, make_mesh
+from lipzoo.train.train import init_state, make_train_step
 from recipes.cifar_mlp import RECIPE
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], Any]

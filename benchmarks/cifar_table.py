@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import FOLDER, benchmark
-from lipzoo.ablation import write_rows
+from lipzoo.sweep.ablation import write_rows
 from lipzoo.constraints import CONSTRAINTS, ConstraintName
-from lipzoo.errors import UserError
-from lipzoo.loop import train
-from lipzoo.recipe import Recipe
-from lipzoo.report import read_metrics
+from lipzoo.system.errors import UserError
+from lipzoo.train.loop import train
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.report.metrics import read_metrics
 from recipes.cifar_mlp import RECIPE
 
 Optimizer = Literal["muon", "adamw"]

@@ -25,11 +25,11 @@ from rich.table import Table
 
 from benchmarks import FOLDER, benchmark
 from benchmarks.shakespeare_step import matmul_rate, model_flops, seconds
-from lipzoo.errors import UserError
-from lipzoo.models.layers import Mask
-from lipzoo.recipe import Recipe
-from lipzoo.sharding import make_mesh, place, spread
-from lipzoo.train import constrain, init_state, loss_and_gradient, make_train_step
+from lipzoo.system.errors import UserError
+from lipzoo.layers.layers import Mask
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.devices.mesh import make_mesh, place, spread
+from lipzoo.train.train import constrain, init_state, loss_and_gradient, make_train_step
 from recipes.gpt145m import VARIANTS
 
 

@@ -23,15 +23,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import benchmark
-from lipzoo.certificate import Certificate
+from lipzoo.certify.certificate import Certificate
 from lipzoo.data import TextConfig
 from lipzoo.data.text import TextSource
 from lipzoo.models import GPT, GPTConfig
-from lipzoo.recipe import Recipe
+from lipzoo.recipe.recipe import Recipe
 from lipzoo.sample import generate
-from lipzoo.sharding import make_mesh
-from lipzoo.train import constrain, init_state, loss_and_gradient, make_train_step
-from lipzoo.weight import weights
+from lipzoo.devices.mesh import make_mesh
+from lipzoo.train.train import constrain, init_state, loss_and_gradient, make_train_step
+from lipzoo.theory.weight import weights
 from recipes.shakespeare_gpt import RECIPE
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 import lipzoo
 from benchmarks import benchmark
-from lipzoo.certificate import Certificate
+from lipzoo.certify.certificate import Certificate
 from lipzoo.models import GPT, GPTConfig
 from lipzoo.sample import text_model
 

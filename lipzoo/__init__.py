@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 from lipzoo import constraints as constraints
 from lipzoo import models as models
 from lipzoo import optim as optim
-from lipzoo import space as space
-from lipzoo.bound import Bound as Bound
-from lipzoo.certificate import Certificate as Certificate
+from lipzoo.theory import space as space
+from lipzoo.theory.bound import Bound as Bound
+from lipzoo.certify.certificate import Certificate as Certificate
 
 if TYPE_CHECKING:
-    from lipzoo.checkpoint import load as load
+    from lipzoo.train.checkpoint import load as load
 
 __version__ = importlib.metadata.version("lipzoo")
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # Orbax takes a second to import; a notebook that only builds models need not wait.
-        from lipzoo.checkpoint import load
+        from lipzoo.train.checkpoint import load
 
         return load
     raise AttributeError(f"module 'lipzoo' has no attribute {name!r}")

@@ -13,15 +13,15 @@ import tyro
 from jaxtyping import Array, Float, Int
 from rich.table import Table
 
-from lipzoo.bound import Bound, format_power
-from lipzoo.checkpoint import load
-from lipzoo.errors import UserError
-from lipzoo.fields import number_refusal
+from lipzoo.theory.bound import Bound, format_power
+from lipzoo.train.checkpoint import load
+from lipzoo.system.errors import UserError
+from lipzoo.config.fields import number_refusal
 from lipzoo.models import GPT, AbstractModule, PerToken, Sequential
-from lipzoo.models.layers import AbstractResidual, Mask
-from lipzoo.progress import waiting
-from lipzoo.terminal import UserPath, guarded, make_console
-from lipzoo.weight import exact_norm
+from lipzoo.layers.layers import AbstractResidual, Mask
+from lipzoo.system.progress import waiting
+from lipzoo.system.terminal import UserPath, guarded, make_console
+from lipzoo.theory.weight import exact_norm
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,18 +20,18 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from lipzoo.checkpoint import save_model
+from lipzoo.train.checkpoint import save_model
 from lipzoo.constraints import ConstraintName
 from lipzoo.data import TextConfig
 from lipzoo.data.text import SHAKESPEARE
-from lipzoo.errors import UserError
-from lipzoo.files import check_regular, write_text
+from lipzoo.system.errors import UserError
+from lipzoo.system.files import check_regular, write_text
 from lipzoo.models import GPTConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
-from lipzoo.restore import first_line
-from lipzoo.terminal import UserPath, guarded
-from lipzoo.weight import map_weights, weights
+from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.train.restore import first_line
+from lipzoo.system.terminal import UserPath, guarded
+from lipzoo.theory.weight import map_weights, weights
 
 LARGEST_FILE = 1 << 32
 """Unpacked bytes beyond which a file is refused."""

@@ -14,13 +14,13 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float, Int, Key
 
-from lipzoo.checkpoint import Loaded, load
+from lipzoo.train.checkpoint import Loaded, load
 from lipzoo.data import Tokenizer
-from lipzoo.errors import UserError
-from lipzoo.fields import number_refusal
+from lipzoo.system.errors import UserError
+from lipzoo.config.fields import number_refusal
 from lipzoo.models import GPT
-from lipzoo.models.layers import Cache
-from lipzoo.terminal import UserPath, guarded
+from lipzoo.layers.layers import Cache
+from lipzoo.system.terminal import UserPath, guarded
 
 FIRST_ROOM = 64
 """Tokens that the first cache has room for. It is doubled when full, so that there are few compilations."""

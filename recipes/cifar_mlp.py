@@ -3,10 +3,10 @@
 The published setting is --lr 0.23 --sigma-max 3 --temperature 1 --no-random-flip --random-shift 0.
 """
 
-from lipzoo.cli import main
+from lipzoo.cli.train import main
 from lipzoo.data import DataConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
 
 RECIPE = Recipe(
     name="cifar_mlp",

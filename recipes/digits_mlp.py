@@ -1,9 +1,9 @@
 """An MLP on scikit-learn's handwritten digits: embedded data, some seconds on a laptop."""
 
-from lipzoo.cli import main
+from lipzoo.cli.train import main
 from lipzoo.data import DataConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
 
 RECIPE = Recipe(
     name="digits_mlp",

@@ -23,18 +23,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 import tyro
 
-from lipzoo.ablation import Row, Runner, compiled_quickly, run_name, unclipped_deltas, write_rows
-from lipzoo.cli import guarded
+from lipzoo.sweep.ablation import Row, Runner, compiled_quickly, run_name, unclipped_deltas, write_rows
+from lipzoo.cli.train import guarded
 from lipzoo.constraints import ConstraintName
 from lipzoo.data import TextConfig
-from lipzoo.errors import UserError
-from lipzoo.files import write_text
+from lipzoo.system.errors import UserError
+from lipzoo.system.files import write_text
 from lipzoo.models import GPTConfig
 from lipzoo.optim import EBCConfig, OptimizerConfig
-from lipzoo.optim.ebc import Aggregate
-from lipzoo.optim.ebc_control import SurrogateConfig
-from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
-from lipzoo.terminal import UserPath
+from lipzoo.optim.ebc.clip import Aggregate
+from lipzoo.optim.ebc.control import SurrogateConfig
+from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.system.terminal import UserPath
 
 Source = Literal["synthetic", "shakespeare"]
 Schedule = Literal["constant", "lr"]
@@ -324,7 +324,7 @@ def with_overheads(rows: Sequence[Row]) -> list[Row]:
 
 def write_summary(folder: Path, rows: Sequence[Row]) -> None:
     """summary.csv, results.json, and the two pictures of all runs."""
-    from lipzoo.ebc_plots import plot_headroom, plot_pareto
+    from lipzoo.report.ebc_plots import plot_headroom, plot_pareto
 
     rows = with_overheads(rows)
     write_rows(folder / "summary.csv", rows)

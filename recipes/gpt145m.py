@@ -7,12 +7,12 @@ names what is compared: `sigma1`, all norms at most 1 and the logits times 8, is
 
 import dataclasses
 
-from lipzoo.cli import main
+from lipzoo.cli.train import main
 from lipzoo.constraints import ConstraintName
 from lipzoo.data import TokensConfig
 from lipzoo.models import GPTConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
 
 MODEL = GPTConfig(depth=12, width=768, heads=6, window=1792, window_stages=14, separator=50256)
 

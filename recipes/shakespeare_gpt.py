@@ -3,11 +3,11 @@
 Each head finds its characters by distance, which costs nothing in the bound, instead of by content (--softmax-scale 0).
 """
 
-from lipzoo.cli import main
+from lipzoo.cli.train import main
 from lipzoo.data import TextConfig
 from lipzoo.models import GPTConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
 
 RECIPE = Recipe(
     name="shakespeare_gpt",

@@ -75,8 +75,8 @@ def svd_norm(matrix):
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
     """A finished run on digits: read it, and copy it before changing anything."""
-    from lipzoo.loop import train
-    from tests.test_recipe import make
+    from lipzoo.train.loop import train
+    from tests.recipe.test_recipe import make
 
     run = tmp_path_factory.mktemp("runs") / "digits"
     assert train(make(**SMALL_RUN), run, resume=False) == 0

@@ -20,8 +20,8 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from lipzoo.ablation import compiled_quickly
-from lipzoo.certificate import Certificate
+from lipzoo.sweep.ablation import compiled_quickly
+from lipzoo.certify.certificate import Certificate
 from lipzoo.models import AbstractModule
 from tests.data.test_tokens import shard_bytes
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import lipzoo
-from lipzoo.certificate import Certificate
-from lipzoo.errors import UserError
+from lipzoo.certify.certificate import Certificate
+from lipzoo.system.errors import UserError
 from lipzoo.import_npz import import_npz, read_objects
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -14,12 +14,12 @@ import pytest
 
 from lipzoo.constraints.soft_cap import LARGEST_SHRINK, soft_cap_round, solve
 from lipzoo.models import MLP
-from lipzoo.msign import SIX_ROW, approximate
+from lipzoo.theory.msign import SIX_ROW, approximate
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
-from lipzoo.sharding import make_mesh
-from lipzoo.train import constrain
-from lipzoo.weight import map_weights, set_caps, weights
+from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.devices.mesh import make_mesh
+from lipzoo.train.train import constrain
+from lipzoo.theory.weight import map_weights, set_caps, weights
 
 pytestmark = pytest.mark.optimized
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import lipzoo
-from lipzoo.checkpoint import Loaded, save_model
+from lipzoo.train.checkpoint import Loaded, save_model
 from lipzoo.data import DataConfig, TextConfig, TokensConfig
 from lipzoo.data.bpe import BPE, END, TOKENS
 from lipzoo.data.text import Characters
-from lipzoo.errors import UserError
+from lipzoo.system.errors import UserError
 from lipzoo.models import GPT, GPTConfig, MLPConfig
-from lipzoo.recipe import Recipe
+from lipzoo.recipe.recipe import Recipe
 from lipzoo.sample import _main as main
 from lipzoo.sample import choose, empty_cache, generate, text_model
 

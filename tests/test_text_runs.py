@@ -8,18 +8,18 @@ import jax
 import pytest
 
 import lipzoo
-from lipzoo.certificate import Certificate
-from lipzoo.cli import parse
+from lipzoo.certify.certificate import Certificate
+from lipzoo.cli.train import parse
 from lipzoo.data import TextConfig
-from lipzoo.errors import UserError
-from lipzoo.loop import train
+from lipzoo.system.errors import UserError
+from lipzoo.train.loop import train
 from lipzoo.models import GPTConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe import ConstraintConfig, Recipe, TrainingConfig
-from lipzoo.report import read_metrics
-from lipzoo.sharding import batched, make_mesh
-from lipzoo.train import init_state, make_train_step
-from lipzoo.weight import weights
+from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.report.metrics import read_metrics
+from lipzoo.devices.mesh import batched, make_mesh
+from lipzoo.train.train import init_state, make_train_step
+from lipzoo.theory.weight import weights
 from recipes import shakespeare_gpt
 from tests.conftest import svd_norm
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lipzoo import norms
-from lipzoo.bound import Scalar
+from lipzoo.theory import norms
+from lipzoo.theory.bound import Scalar
 
 
 class Step(eqx.Module):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from lipzoo import norms
+from lipzoo.theory import norms
 from lipzoo.constraints.base import Constraint, Step, aim, normalize, precision, target, wide_product
-from lipzoo.precision import rounded
+from lipzoo.theory.precision import rounded
 
 LARGEST_SHRINK = 19 / 81
 """1 - p(k)/k at αk² = 1/3, beyond which p is no longer monotone on [0, k]."""

@@ -4,9 +4,10 @@ import dataclasses
 
 from jaxtyping import Array, Float
 
-from lipzoo import msign, norms
+from lipzoo.theory import msign
+from lipzoo.theory import norms
 from lipzoo.constraints.base import Constraint, Step, aim, normalize
-from lipzoo.precision import rounded
+from lipzoo.theory.precision import rounded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lipzoo import norms
+from lipzoo.theory import norms
 from lipzoo.constraints.base import Constraint, Step
 
 

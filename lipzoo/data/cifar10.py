@@ -10,7 +10,7 @@ import numpy as np
 from lipzoo.data.batches import Split
 from lipzoo.data.download import cache_dir, download
 from lipzoo.data.images import Form, Images
-from lipzoo.errors import UserError
+from lipzoo.system.errors import UserError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"

@@ -14,9 +14,9 @@ from urllib.request import urlopen
 
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from lipzoo.errors import UserError
-from lipzoo.files import expanded
-from lipzoo.progress import waiting
+from lipzoo.system.errors import UserError
+from lipzoo.system.files import expanded
+from lipzoo.system.progress import waiting
 
 POINTER_BYTES = 1024
 """The most that a Git-LFS pointer has."""

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from lipzoo.data.batches import ALL, Batch, Split, iterate
 from lipzoo.data.download import cache_dir, fetch
 from lipzoo.data.synthetic import load_synthetic
-from lipzoo.errors import UserError
+from lipzoo.system.errors import UserError
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

@@ -16,7 +16,7 @@ from lipzoo.data import bpe, fineweb
 from lipzoo.data.batches import ALL, Batch, Shuffle, Split, iterate
 from lipzoo.data.download import cache_dir
 from lipzoo.data.text import windows
-from lipzoo.errors import UserError
+from lipzoo.system.errors import UserError
 
 MAGIC = 20240520
 VERSION = 1

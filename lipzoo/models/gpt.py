@@ -11,11 +11,11 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from lipzoo.bound import Bound, Domain, namespace
-from lipzoo.fields import choice_refusal
-from lipzoo.models.attention import Attention
-from lipzoo.models.init import BELOW_CAP, Init, check_cap, fresh
-from lipzoo.models.layers import (
+from lipzoo.theory.bound import Bound, Domain, namespace
+from lipzoo.config.fields import choice_refusal
+from lipzoo.layers.attention import Attention
+from lipzoo.layers.init import BELOW_CAP, Init, check_cap, fresh
+from lipzoo.layers.layers import (
     GELU,
     GELU_DIVISOR,
     NORM_EPSILON,
@@ -41,8 +41,8 @@ from lipzoo.models.layers import (
     layer_norm,
 )
 from lipzoo.models.lipsformer import lipsformer_block
-from lipzoo.space import Space, SpaceError, Symbols, Tokens
-from lipzoo.weight import Measure, Weight, check_names, map_weights, weights
+from lipzoo.theory.space import Space, SpaceError, Symbols, Tokens
+from lipzoo.theory.weight import Measure, Weight, check_names, map_weights, weights
 
 Granularity = Literal["head", "matrix"]
 Remat = Literal["none", "products", "blocks"]

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lipzoo.bound import Bound, namespace, weighted_sum
-from lipzoo.models.attention import Attention
-from lipzoo.models.init import BELOW_CAP, Init, fresh
-from lipzoo.models.layers import (
+from lipzoo.theory.bound import Bound, namespace, weighted_sum
+from lipzoo.layers.attention import Attention
+from lipzoo.layers.init import BELOW_CAP, Init, fresh
+from lipzoo.layers.layers import (
     GELU,
     AbstractModule,
     AbstractResidual,
@@ -24,7 +24,7 @@ from lipzoo.models.layers import (
     Sequential,
     check_axes,
 )
-from lipzoo.weight import Measure, Weight
+from lipzoo.theory.weight import Measure, Weight
 
 FIRST_STRENGTH = 0.1
 """Residual strengths at the start."""

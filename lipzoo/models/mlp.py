@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lipzoo.bound import Bound
-from lipzoo.fields import choice_refusal
-from lipzoo.models.init import check_cap, fresh
-from lipzoo.models.layers import (
+from lipzoo.theory.bound import Bound
+from lipzoo.config.fields import choice_refusal
+from lipzoo.layers.init import check_cap, fresh
+from lipzoo.layers.layers import (
     GELU,
     AbstractModule,
     ConvexResidual,
@@ -25,8 +25,8 @@ from lipzoo.models.layers import (
     Sequential,
     Tanh,
 )
-from lipzoo.space import Space
-from lipzoo.weight import Measure, Weight, check_names
+from lipzoo.theory.space import Space
+from lipzoo.theory.weight import Measure, Weight, check_names
 
 Activation = Literal["relu", "gelu", "tanh", "maxmin", "groupsort", "identity"]
 ACTIVATIONS: Mapping[Activation, Callable[[], AbstractModule]] = {
@@ -54,7 +54,7 @@ class MLP(AbstractModule):
     - `residual`: α of a convex residual around each width → width layer; 0 for none.
     - `final_scale`: the factor on the logits.
     - `zero_init`: whether the last matrix starts at zero; all others start semi-orthogonal with norm min(1, cap).
-    - `cap`: the norm cap of every weight (default: free); `lipzoo.weight.set_caps` changes it one by one.
+    - `cap`: the norm cap of every weight (default: free); `lipzoo.theory.weight.set_caps` changes it one by one.
 
     Weights are named layers.0, layers.1, … and head, their biases layers.0.bias, ….
 

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lipzoo.msign import POLYNOMIALS, PolynomialName
-from lipzoo.optim.ebc import EBCConfig as EBCConfig
+from lipzoo.theory.msign import POLYNOMIALS, PolynomialName
+from lipzoo.optim.ebc.clip import EBCConfig as EBCConfig
 from lipzoo.optim.muon import Spread as Spread
 from lipzoo.optim.muon import scale_by_muon as scale_by_muon
 from lipzoo.optim.muon import update_sup as update_sup
 from lipzoo.optim.schedules import Factor, Schedule
 from lipzoo.optim.schedules import schedule as schedule
-from lipzoo.overrides import number, override
-from lipzoo.weight import Tree, Weight, map_weights
+from lipzoo.config.overrides import number, override
+from lipzoo.theory.weight import Tree, Weight, map_weights
 
 LR_FLAG = "--lr-overrides"
 LARGEST_BETA = 0.99999
@@ -108,7 +108,7 @@ class OptimizerConfig:
         """gradients → updates for a learning rate of -1: muon is share-scaled, and so is the decay of both.
 
         `clip` comes between the optimizer and the decay. Arguments beyond optax's three are for it. `spread` lets
-        several devices share muon's iterations (see `lipzoo.sharding.spread`).
+        several devices share muon's iterations (see `lipzoo.devices.mesh.spread`).
         """
         decay = [_add_decay(self.weight_decay)] if self.weight_decay else []
         decay = decay if clip is None else [clip, *decay]

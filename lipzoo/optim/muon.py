@@ -1,7 +1,7 @@
 """Muon: steepest descent in the RMS→RMS norm.
 
 optax has `optax.contrib.scale_by_muon`; this one differs in iterating on the small Gram matrix of long matrices (see
-`lipzoo.msign`: less than half of the operations on long matrices, counted in
+`lipzoo.theory.msign`: less than half of the operations on long matrices, counted in
 `tests/test_msign.py`), in scaling by √(out/in) so that every
 update has unit RMS→RMS norm, and in the supremum that it states for its updates.
 """
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from lipzoo import msign
-from lipzoo.weight import Weight, map_weights
+from lipzoo.theory import msign
+from lipzoo.theory.weight import Weight, map_weights
 
 Momentum = Callable[[Int[Array, ""]], float | Float[Array, ""]]
 Spread = Callable[[Callable[..., Array]], Callable[..., Array]]
@@ -45,7 +45,7 @@ def scale_by_muon(
     the inverse of that, so that tokens that hardly occur are not moved by noise.
 
     `beta` gives β for the number of updates so far. `spread` makes of a function of matrices one that several devices
-    share (see `lipzoo.sharding.spread`).
+    share (see `lipzoo.devices.mesh.spread`).
 
     Jordan et al. 2024; Large et al. 2024 (arXiv 2405.14813).
     """

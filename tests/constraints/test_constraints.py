@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipzoo import msign
+from lipzoo.theory import msign
 from lipzoo.constraints import (
     CONSTRAINTS,
     Constraint,
@@ -28,8 +28,8 @@ from lipzoo.constraints import (
 from lipzoo.constraints.hard_cap import HARD_CAP_ROWS
 from lipzoo.constraints.soft_cap import LARGEST_SHRINK, MAX_ROUNDS, round_loss, soft_cap_round, solve
 from lipzoo.models import Linear
-from lipzoo.weight import Weight, exact_norm
-from tests.test_msign import evaluate
+from lipzoo.theory.weight import Weight, exact_norm
+from tests.theory.test_msign import evaluate
 
 pytestmark = pytest.mark.optimized
 
@@ -274,7 +274,7 @@ def test_known_flaw_of_the_published_hard_cap_polynomial():
 
 def test_power_iteration_normalization_would_break_the_cap():
     """Why spectral-normalize uses an upper bound: dividing by an estimate leaves the norm above the cap."""
-    from lipzoo.norms import estimate_top_singular
+    from lipzoo.theory.norms import estimate_top_singular
 
     matrix = with_spectrum((64, 64), 4.0, smallest=0.99)
     sigma, _, _ = estimate_top_singular(jnp.asarray(matrix), jax.random.key(0), squarings=4)

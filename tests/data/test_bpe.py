@@ -8,7 +8,7 @@ import pytest
 
 from lipzoo.data import bpe
 from lipzoo.data.bpe import BPE, END
-from lipzoo.errors import UserError
+from lipzoo.system.errors import UserError
 
 KNOWN = {
     "Hello world": [15496, 995],

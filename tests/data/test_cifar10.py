@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lipzoo.data import cifar10
-from lipzoo.errors import UserError
+from lipzoo.system.errors import UserError
 
 RECORDS = 20
 

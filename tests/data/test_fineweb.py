@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from lipzoo.data import TokensConfig, fineweb
-from lipzoo.errors import UserError
+from lipzoo.system.errors import UserError
 from tests.data.test_tokens import shard_bytes
 
 NAMES = ("fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000002.bin")

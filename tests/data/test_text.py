@@ -5,7 +5,7 @@ import pytest
 
 from lipzoo.data import TextConfig, text
 from lipzoo.data.text import Characters, RandomWindows, load_pydoc, windows
-from lipzoo.errors import UserError
+from lipzoo.system.errors import UserError
 
 
 @pytest.mark.parametrize(("count", "length"), [(9, 4), (10, 4), (11, 4), (5, 8)])

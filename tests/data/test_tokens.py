@@ -8,7 +8,7 @@ import pytest
 from lipzoo.data import TokensConfig
 from lipzoo.data.batches import Shuffle
 from lipzoo.data.tokens import ShuffledWindows
-from lipzoo.errors import UserError
+from lipzoo.system.errors import UserError
 
 
 def shard_bytes(tokens, magic=20240520, version=1, count=None):

@@ -13,16 +13,16 @@ import numpy as np
 import optax
 import pytest
 
-from lipzoo import msign
-from lipzoo.bound import Bound
-from lipzoo.certificate import Certificate
+from lipzoo.theory import msign
+from lipzoo.theory.bound import Bound
+from lipzoo.certify.certificate import Certificate
 from lipzoo.constraints import SpectralNormalize, SvdCap
 from lipzoo.models import GELU, GPT, Linear, Sequential
 from lipzoo.models.gpt import GPTConfig, Stack
-from lipzoo.models.layers import PerToken, project
+from lipzoo.layers.layers import PerToken, project
 from lipzoo.optim import OptimizerConfig
-from lipzoo.space import Tokens, Vector
-from lipzoo.weight import Weight, cap_norm, exact_norm, map_weights, set_caps, weights
+from lipzoo.theory.space import Tokens, Vector
+from lipzoo.theory.weight import Weight, cap_norm, exact_norm, map_weights, set_caps, weights
 
 PUBLISHED = np.load(Path(__file__).parents[1] / "fixtures" / "gpt_parity.npz")
 

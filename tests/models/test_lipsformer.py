@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipzoo.certificate import Certificate
+from lipzoo.certify.certificate import Certificate
 from lipzoo.models import GPT, GPTConfig
-from lipzoo.models.attention import rotate
+from lipzoo.layers.attention import rotate
 from lipzoo.models.lipsformer import FIRST_STRENGTH
-from lipzoo.recipe import ConstraintConfig, Recipe
-from lipzoo.weight import map_weights, weights
+from lipzoo.recipe.recipe import ConstraintConfig, Recipe
+from lipzoo.theory.weight import map_weights, weights
 from tests.conftest import svd_norm
 
 CONFIG = GPTConfig("lipsformer", width=16, depth=2, heads=2, softmax_scale=5.0, epsilon=0.2, zero_init=False)

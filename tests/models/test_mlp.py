@@ -7,7 +7,7 @@ import pytest
 
 from lipzoo.models import MLP, MLPConfig
 from lipzoo.models.mlp import ACTIVATIONS
-from lipzoo.weight import weights
+from lipzoo.theory.weight import weights
 from tests.conftest import svd_norm
 
 

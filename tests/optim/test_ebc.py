@@ -12,18 +12,18 @@ import pytest
 
 import lipzoo
 from lipzoo.data.digits import load_digits
-from lipzoo.errors import UserError
-from lipzoo.loop import train
+from lipzoo.system.errors import UserError
+from lipzoo.train.loop import train
 from lipzoo.models import GPT, MLP, GPTConfig
 from lipzoo.optim import EBCConfig, OptimizerConfig
-from lipzoo.optim.ebc import clip_by_predictions, mean_kl, shrink_until, telemetry
-from lipzoo.optim.ebc_control import ControllerConfig, GuardConfig, SurrogateConfig
-from lipzoo.report import read_metrics
-from lipzoo.sharding import batched, make_mesh
-from lipzoo.train import init_state, make_train_step
-from lipzoo.weight import map_weights, weights
+from lipzoo.optim.ebc.clip import clip_by_predictions, mean_kl, shrink_until, telemetry
+from lipzoo.optim.ebc.control import ControllerConfig, GuardConfig, SurrogateConfig
+from lipzoo.report.metrics import read_metrics
+from lipzoo.devices.mesh import batched, make_mesh
+from lipzoo.train.train import init_state, make_train_step
+from lipzoo.theory.weight import map_weights, weights
 from tests.conftest import SMALL_RUN, svd_norm
-from tests.test_recipe import make
+from tests.recipe.test_recipe import make
 
 TOKENS = 24
 FRESH = {"update_every": 1, "beta_full_sweep": 1, "beta_ema": 0.0, "safety": 1.0, "include_embed_out": True}

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from lipzoo import msign
+from lipzoo.theory import msign
 from lipzoo.models import MLP
 from lipzoo.optim import OptimizerConfig, schedule
-from lipzoo.weight import map_weights, weights
+from lipzoo.theory.weight import map_weights, weights
 from tests.conftest import svd_norm
 
 

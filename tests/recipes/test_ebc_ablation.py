@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from lipzoo import ablation
+from lipzoo.sweep import ablation
 from lipzoo.data.synthetic import LETTERS
-from lipzoo.errors import UserError
+from lipzoo.system.errors import UserError
 from lipzoo.models import GPTConfig
-from lipzoo.recipe import Recipe
+from lipzoo.recipe.recipe import Recipe
 from recipes.ebc_ablation import ablate
 
 TINY = {"steps": 6, "batch-size": 2, "seq-len": 8, "num-blocks": 1, "d-embed": 8, "num-heads": 2}

@@ -1,0 +1,266 @@
+"""The certificate: what is proved of a model's stored weights, and how it is shown."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console, Group
+from rich.table import Column, Table
+from rich.text import Text
+
+from lipzoo.theory.bound import Bound, Scalar, format_power, round_digits
+from lipzoo.models import AbstractModule
+from lipzoo.layers.layers import check_module
+from lipzoo.certify.published import published_bound
+from lipzoo.theory.space import Space, SpaceError, Symbols, Vector, example_shape
+from lipzoo.theory.weight import Weight, cap_norm, check_names, exact_norm, weights
+
+VECTOR_STATEMENT = (
+    "For all inputs x, x' {domain}: ‖f(x) - f(x')‖ ≤ L‖x - x'‖ in RMS norms, f from input to output, "
+    "computed exactly with the stored weights. The rounding of the network's own forward pass is not covered."
+)
+TOKEN_STATEMENT = (
+    "For all sequences x, x' of tokens no larger in RMS norm than {domain}: max ‖f(x) - f(x')‖ ≤ L max ‖x - x'‖ over "
+    "tokens, f from {start} to output under one attention mask, computed exactly with the stored weights. "
+    "The rounding of the network's own forward pass is not covered."
+)
+Place = tuple[int, tuple[int, ...], tuple[int, ...], str]
+METHOD = "NumPy SVD in float64, inflated by 1 + 8·max(m, n)·2⁻⁵²; layer by layer, rounded up"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One weight in a certificate. `share` is the part of log L that the bound would lose if the norm were 1."""
+
+    name: str
+    shape: tuple[int, ...]
+    cap: float
+    norm: float
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """Upper bounds on a model's Lipschitz constant and output.
+
+    **Attributes:**
+
+    - `rows`: one per weight.
+    - `a_priori`: the bound from the caps alone, before training; true as long as every cap holds (`caps_hold`).
+    - `certified`: the bound from the float64 norms of the weights.
+    - `published`: the formula of the paper that the model comes from, for comparison (see `lipzoo.certify.published`): no bound
+      for transformers; None where there is none.
+
+    What they are about (`statement`, `l2_factor`) is read off the bounds, which know their spaces.
+    """
+
+    rows: tuple[Row, ...]
+    a_priori: Bound
+    certified: Bound
+    published: Bound | None
+
+    @staticmethod
+    def of(
+        model: AbstractModule,
+        radius: float = 1.0,
+        window: int | None = None,
+        space: Space | None = None,
+        watch: Callable[[int, int], None] = lambda done, count: None,
+    ) -> "Certificate":
+        """The certificate of a model in memory, for inputs of norm at most `radius` (1 for pixels in [0, 1]).
+
+        `space` is what the model takes (`lipzoo.theory.space`); models of this library know it themselves. `window` is the
+        number of tokens in a sequence, which the published formula of LipsFormer wants to know; `watch` is told how
+        many weights were measured, and of how many.
+
+        **Raises:** TypeError if it is no model of this library; ValueError if a weight holds NaN or infinite entries,
+        if two weights share a name, if there are none, if the radius is not positive and finite, or if a part of the
+        model is given what it does not take.
+        """
+        check_module(model, "a certificate")
+        if not check_names(model.matrices()):
+            raise ValueError("a model without weights has no certificate")
+        if not 0 < radius < math.inf:
+            raise ValueError(f"the radius of the inputs must be positive and finite, got {radius}")
+        start = Bound.start(_space(model, space), radius)
+        model = jax.tree.map(np.asarray, model)  # Blocks of a stack are then views of it.
+        known = {_place(weight): weight for weight in model.matrices()}
+
+        def cap(weight: Weight) -> Scalar:
+            known[_place(weight)] = weight
+            return cap_norm(weight)
+
+        a_priori = model.bound(start, cap)
+        exact = _Exact(lambda done: watch(done, len(known)))
+        certified = model.bound(start, exact)
+        _check_runs(model, start.space, certified)
+
+        def share(name: str) -> float:
+            return _share(certified, model.bound(start, lambda w: exact(w) ** (w.name != name)))
+
+        places = _rows(model.matrices(), exact.measured)
+        rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in places)
+        return Certificate(rows, a_priori, certified, published_bound(model, start, certified, exact, window))
+
+    @property
+    def l2_factor(self) -> float | None:
+        """Times L it gives the ℓ₂ → ℓ₂ constant: √(outputs/inputs); None for sequences, measured by their tokens."""
+        first, last = self.certified.domain.space, self.certified.space
+        if not (isinstance(first, Vector) and isinstance(last, Vector)):
+            return None
+        return math.sqrt(last.size / first.size) * (1 + 2.0**-50)
+
+    @property
+    def statement(self) -> str:
+        """What is proved, read off the bound."""
+        domain = self.certified.domain
+        radius = round_digits(float(domain.radius), 6, up=False)
+        if isinstance(domain.space, Vector):
+            pixels = " (as all with pixels in [0, 1])" if domain.radius == 1 else ""
+            return VECTOR_STATEMENT.format(domain=f"of RMS norm at most {radius}{pixels}")
+        if domain.embedded:
+            rows = f"the largest row of the embedding, {radius}"
+            return TOKEN_STATEMENT.format(domain=rows, start="embedded tokens")
+        return TOKEN_STATEMENT.format(domain=radius, start="tokens")
+
+    @property
+    def lipschitz(self) -> float:
+        """The certified RMS → RMS Lipschitz constant; infinite where float64 overflows."""
+        return float(self.certified.lipschitz)
+
+    @property
+    def caps_hold(self) -> bool:
+        """Whether every weight is under its cap, so that the a-priori bound is true of these weights."""
+        return all(row.norm <= row.cap for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; infinite numbers are null."""
+        return {
+            "rows": [_finite(dataclasses.asdict(row)) for row in self.rows],
+            "certified": _bound_json(self.certified),
+            "a_priori": _bound_json(self.a_priori) | {"caps_hold": self.caps_hold},
+            "published_formula": None if self.published is None else _bound_json(self.published),
+            "log10_l2_lipschitz": None if self.l2_factor is None else _finite({"": self._log10_l2(self.certified)})[""],
+            "method": METHOD,
+            "statement": self.statement,
+        }
+
+    def _log10_l2(self, bound: Bound) -> float:
+        return float(bound.log10_lipschitz) + math.log10(1 if self.l2_factor is None else self.l2_factor)
+
+    def __rich__(self) -> Group:
+        layers = Table("layer", *(_right(name) for name in ("shape", "cap", "norm", "share of log L")), title="Weights")
+        for row in self.rows:
+            cap = "free" if math.isinf(row.cap) else f"{row.cap:g}"
+            norm = Text(round_digits(row.norm, 6), style="" if row.norm <= row.cap else "bold red")
+            layers.add_row(row.name, "×".join(map(str, row.shape)), cap, norm, _percent(row.share))
+        columns = ["L (RMS → RMS)", *([] if self.l2_factor is None else ["L (ℓ₂ → ℓ₂)"]), "largest output"]
+        bounds = Table("bound", *map(_right, columns), title="Bounds")
+        a_priori = "a priori (caps)" if self.caps_hold else "a priori (a cap does not hold)"
+        named = {"certified": self.certified, a_priori: self.a_priori}
+        if self.published is not None:
+            named["published formula" if self.published is self.certified else "published formula (no bound)"] = (
+                self.published
+            )
+        for name, bound in named.items():
+            l2 = [] if self.l2_factor is None else [format_power(self._log10_l2(bound))]
+            bounds.add_row(name, format_power(bound.log10_lipschitz), *l2, format_power(bound.log10_radius))
+        return Group(layers, bounds, Text(self.statement, style="dim"))
+
+    def __str__(self) -> str:
+        console = Console(width=100, no_color=True, markup=False, emoji=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+
+def _space(model: AbstractModule, given: Space | None) -> Space:
+    """What a model takes, by itself or as given."""
+    space = given or model.takes
+    if space is None:
+        name = type(model).__name__
+        raise ValueError(
+            f"{name} does not say what it takes: give space=lipzoo.theory.space.Vector((entries,)) or "
+            f"lipzoo.theory.space.Tokens(entries), or give {name} a property `takes` that returns it"
+        )
+    return space
+
+
+def _check_runs(model: AbstractModule, space: Space, bound: Bound) -> None:
+    """Raises SpaceError unless what the model really gives is of the kind that its bound speaks of."""
+    dtype = jnp.int32 if isinstance(space, Symbols) else weights(model)[0].array.dtype
+    dtype = jnp.asarray(np.zeros((), dtype)).dtype  # As jax has it: without 64 bits, unless they were asked for.
+    example = jax.ShapeDtypeStruct(example_shape(space), dtype)
+    image = jax.eval_shape(lambda model, x: model(x), model, example)
+    if image.shape != example_shape(bound.space):
+        raise SpaceError(f"{type(model).__name__} gives shape {image.shape} where its bound speaks of {bound.space}")
+
+
+def _place(weight: Weight) -> Place:
+    """Where the numbers of a weight lie in memory, and how."""
+    array = np.asarray(weight.array)
+    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str
+
+
+class _Exact:
+    """`exact_norm`, each computed once: a bound may look at a weight as a whole and head by head.
+
+    `measured` is what was asked for. It is known again by the memory that it lies in, whatever it is called, and kept,
+    so that no other array can come to lie there.
+    """
+
+    def __init__(self, watch: Callable[[int], None]):
+        self.measured: list[Weight] = []
+        self._norms: dict[Place, np.ndarray] = {}
+        self._watch = watch
+
+    def __call__(self, weight: Weight) -> np.ndarray:
+        key = _place(weight)
+        if key not in self._norms:
+            self.measured.append(weight)
+            try:
+                self._norms[key] = np.asarray(exact_norm(weight))
+            except ValueError as error:
+                raise ValueError(f"{weight.name}: {error}") from error
+            self._watch(len(self._norms))
+        return self._norms[key]
+
+
+def _rows(places: Sequence[Weight], measured: Sequence[Weight]) -> list[Weight]:
+    """The weights of a table: those that the model holds, and what else was measured while its bound was computed."""
+
+    def inside(part: Weight) -> bool:
+        return any(part.name == place.name and np.shares_memory(part.array, place.array) for place in places)
+
+    return [*places, *(part for part in measured if not inside(part))]
+
+
+def _share(certified: Bound, without: Bound) -> float:
+    """The part of log L that goes when a norm is set to 1; NaN where it has no meaning (L = 0, 1 or ∞)."""
+    log_lipschitz = float(certified.log_lipschitz)
+    if not math.isfinite(log_lipschitz) or abs(log_lipschitz) < 1e-9:
+        return math.nan
+    return (log_lipschitz - float(without.log_lipschitz)) / log_lipschitz
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{round(100 * share, 1) + 0.0:.1f}%"  # Adding 0 makes -0 a 0.
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: null stands for it."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def _bound_json(bound: Bound) -> dict[str, Any]:
+    names = ("lipschitz", "log10_lipschitz", "radius", "log10_radius")
+    values = {name: getattr(bound, name) for name in names}
+    return _finite({name: float(value) for name, value in values.items()})

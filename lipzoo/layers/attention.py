@@ -1,0 +1,247 @@
+"""Causal multi-head attention whose bound is counted head by head."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lipzoo.theory.bound import Bound, Scalar, log_root_mean_square, log_sum, log_times, log_up, namespace
+from lipzoo.layers.layers import AbstractModule, Cache, Mask, Position, RMSNorm, check_axes
+from lipzoo.theory.space import Space, Tokens
+from lipzoo.theory.weight import Measure, Weight
+
+ROTARY_BASE = 10_000.0
+FLASH_SIZE = 128
+"""Largest width of a head that cuDNN's flash attention takes."""
+Heads = Float[Array, "time heads size"]
+
+
+def rotate(x: Float[Array, "*batch time heads size"], first: Position = 0) -> Float[Array, "*batch time heads size"]:
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864).
+
+    Turns the pair (xᵢ, xᵢ₊ₛ), s = size/2, of the token at position t by the angle t·10000^(-i/s): a rotation of every
+    head's space, which changes no norm and no bound. `first` is the position of the first token.
+    """
+    half = x.shape[-1] // 2
+    frequency = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = jnp.outer((first + jnp.arange(x.shape[-3], dtype=jnp.int32)).astype(jnp.float32), frequency)
+    shape = (*(1,) * (x.ndim - 3), angle.shape[0], 1, half)
+    cos, sin = jnp.cos(angle).astype(x.dtype).reshape(shape), jnp.sin(angle).astype(x.dtype).reshape(shape)
+    left, right = x[..., :half], x[..., half:]
+    return jnp.concatenate([cos * left + sin * right, cos * right - sin * left], axis=-1)
+
+
+def attend(
+    q: Float[Array, "queries heads size"],
+    k: Float[Array, "keys heads size"],
+    v: Float[Array, "keys heads size"],
+    *,
+    scale: float,
+    first: Position,
+    window: int,
+    documents: Int[Array, " keys"] | None,
+    bias: Float[Array, "heads reach"] | None,
+) -> Float[Array, "queries heads size"]:
+    """softmax(scale·qkᵀ + b)v, where query i, at position p = `first` + i, looks at keys 0, …, p.
+
+    It looks at the last `window` of these alone, unless that is 0, and only at those of its own document. b depends on
+    the distance alone; distances beyond its reach share its last entry. cuDNN's flash attention runs where it can: in
+    bfloat16 on a GPU, for heads of up to 128, without b; elsewhere the softmax is in float32.
+    """
+    distance = (first + jnp.arange(q.shape[0], dtype=jnp.int32))[:, None] - jnp.arange(k.shape[0], dtype=jnp.int32)[
+        None, :
+    ]
+    if bias is not None:
+        bias = bias.astype(jnp.float32)[:, jnp.clip(distance, 0, bias.shape[1] - 1)]
+    whole = isinstance(first, int) and first == 0 and len(q) == len(k)
+    flash = jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and q.shape[-1] <= FLASH_SIZE and bias is None
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        bias,
+        _together(documents) if whole else _recent(distance, window),
+        scale=scale,
+        is_causal=whole,
+        local_window_size=(window - 1, 0) if whole and window else None,
+        implementation="cudnn" if flash and whole else "xla",
+    )
+
+
+def _together(documents: Int[Array, " time"] | None) -> Bool[Array, "1 time time"] | None:
+    return None if documents is None else (documents[:, None] == documents[None, :])[None]
+
+
+def _recent(distance: Int[Array, "queries keys"], window: int) -> Bool[Array, "1 queries keys"]:
+    return ((distance >= 0) & (distance < (window or distance.shape[1])))[None]
+
+
+class _Side(NamedTuple):
+    """Bounds of q, k or v, as logarithms: how much they change per change of the input, and how large they are."""
+
+    gain: Scalar
+    radius: Scalar
+
+
+class Attention(AbstractModule):
+    """x ↦ c·W_O concatᵢ softmax(s·qᵢkᵢᵀ/d_h) vᵢ, causal; qᵢ = rotate(W_Q,i x), kᵢ = rotate(W_K,i x), vᵢ = W_V,i x.
+
+    The logits are divided by the heads' width d_h, not by its root: then |qᵀk|/d_h is at most the product of RMS norms.
+
+    **Attributes:**
+
+    - `q`, `k`, `v`: arrays of shape (heads, d_h, d), each head a matrix of its own (granularity `head`), or (d, d), one
+      matrix (granularity `matrix`). Caps, orthogonalization and shares follow that choice.
+    - `out`: W_O, of shape (d, d).
+    - `softmax_scale`: s ≥ 0. `output_scale`: c.
+    - `bias`: added to the logits by distance, shape (heads, reach, 1); the last entry is for all distances beyond. It
+      does not depend on x, so sharp attention to nearby tokens costs nothing in the bound, where sharp attention to
+      content costs 2s.
+    - `window`: how many tokens it looks back, itself among them; 0 for all.
+    - `qk_epsilon`, `v_epsilon`: where given, every head's q and k (or v) is divided by √(mean square + ε).
+    """
+
+    q: Weight
+    k: Weight
+    v: Weight
+    out: Weight
+    heads: int = eqx.field(static=True)
+    softmax_scale: float = eqx.field(static=True, default=1.0)
+    output_scale: float = eqx.field(static=True, default=1 / 3)
+    bias: Weight | None = None
+    qk_epsilon: float | None = eqx.field(static=True, default=None)
+    v_epsilon: float | None = eqx.field(static=True, default=None)
+    window: int = eqx.field(static=True, default=0)
+
+    def __check_init__(self) -> None:
+        width = self.out.array.shape[-1]
+        if self.heads < 1 or width % (2 * self.heads):
+            raise ValueError(f"{self.heads} heads need a width divisible by {2 * self.heads}, got {width}")
+        self._check_shapes()
+        if not 0 <= self.softmax_scale < math.inf:
+            raise ValueError(f"the softmax scale must be at least 0 and finite, got {self.softmax_scale}")
+        for epsilon in (self.qk_epsilon, self.v_epsilon):
+            if epsilon is not None and not 0 < epsilon < math.inf:
+                raise ValueError(f"the epsilon of a normalization must be positive and finite, got {epsilon}")
+
+    def _check_shapes(self) -> None:
+        width = self.out.array.shape[-1]
+        check_axes(self.out, "the output matrix of an attention", "(d, d)")
+        shapes = {(width, width), (self.heads, width // self.heads, width)}
+        if not {weight.array.shape for weight in (self.q, self.k, self.v)} <= shapes:
+            raise ValueError(f"q, k and v of {self.heads} heads must have one of the shapes {shapes}")
+
+    @property
+    def takes(self) -> Space:
+        return Tokens(self.out.array.shape[-1])
+
+    def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time d"]:
+        return self.masked(x, Mask())
+
+    def masked(self, x: Float[Array, "time d"], mask: Mask) -> Float[Array, "time d"]:
+        q, k, v = self._project(x, 0)
+        return self._output(q, k, v, 0, mask)
+
+    def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
+        q, k, v = self._project(x, first)
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, new, first, 0) for old, new in zip(cache, (k, v), strict=True)
+        )
+        return self._output(q, keys, values, first, Mask()), (keys, values)
+
+    def _project(self, x: Float[Array, "time d"], first: Position) -> tuple[Heads, Heads, Heads]:
+        q, k, v = (self._by_head(x @ w.array.reshape(-1, x.shape[-1]).mT) for w in (self.q, self.k, self.v))
+        if self.qk_epsilon is not None:
+            q, k = RMSNorm(self.qk_epsilon)(q), RMSNorm(self.qk_epsilon)(k)
+        if self.v_epsilon is not None:
+            v = RMSNorm(self.v_epsilon)(v)
+        return rotate(q, first), rotate(k, first), v
+
+    def _by_head(self, x: Float[Array, "time d"]) -> Heads:
+        return x.reshape(x.shape[0], self.heads, -1)
+
+    def _output(
+        self,
+        q: Float[Array, "queries heads size"],
+        k: Float[Array, "keys heads size"],
+        v: Float[Array, "keys heads size"],
+        first: Position,
+        mask: Mask,
+    ) -> Float[Array, "queries d"]:
+        bias, scale = None if self.bias is None else self.bias.array[..., 0], self.softmax_scale / q.shape[-1]
+        window = mask.window or self.window
+        joined = attend(q, k, v, scale=scale, first=first, window=window, documents=mask.documents, bias=bias)
+        return self.output_scale * (joined.reshape(len(q), -1) @ self.out.array.mT)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """The smallest of the valid forms, for sequences measured by their largest token.
+
+        Let every token have a norm of at most r, and let Q_i, K_i, V_i be the RMS→RMS norms of the heads' maps to qᵢ,
+        kᵢ, vᵢ, hence ‖qᵢ‖ ≤ q_i = Q_i r and so on. (Where a head is normalized with ε, its map has Q_i/√ε instead, and
+        q_i = min(1, Q_i r/√ε).) Any mask will do:
+
+        1. Rows of a softmax are positive and sum to one, so within a head ‖AΔv‖ ≤ max‖Δv‖ and ‖Av‖ ≤ v_i.
+        2. The ℓ₁ norm of a row of ΔA is at most the largest |Δs_j|, and |Δs| ≤ s(‖Δq‖‖k‖ + ‖q‖‖Δk‖), which is at most
+           s(Q_ik_i + q_iK_i)‖Δx‖.
+        3. Heads attend to different tokens, so the joined norm² is the mean of the heads' norms², bounded one by one:
+           L (a) is √mean_i (V_i + s(Q_ik_i + q_iK_i)v_i)².
+        4. Or with Q and q for all heads together: √mean‖Δqᵢ‖² ≤ Q‖Δx‖ and √mean‖qᵢ‖² ≤ q for the one token that asks,
+           hence L (b) is √mean V_i² + s(Q max k_iv_i + q max K_iv_i).
+
+        W_O takes zᵢ per head to at most ‖W_O‖√mean zᵢ², and to at most Σ‖W_O,i‖zᵢ with its column blocks.
+        """
+        self._check_shapes()
+        r, eps = incoming.tokens("attention", self.out.array.shape[-1]).log_radius, self.qk_epsilon
+        q, k, joined = (_side(measure(w), r, eps) for w in (self._split(self.q), self._split(self.k), self._joined()))
+        v = _side(measure(self._split(self.v)), r, self.v_epsilon)
+        s, most = log_up(self.softmax_scale, r), namespace(v.gain).max
+        scores = log_sum([log_times(q.gain, k.radius), log_times(q.radius, k.gain)])
+        by_head = self._through(log_sum([v.gain, log_times(s, scores, v.radius)]), measure)
+        keys, change = most(log_times(k.radius, v.radius)), most(log_times(k.gain, v.radius))
+        change = log_sum([log_times(joined.gain, keys), log_times(joined.radius, change)])
+        together = log_sum([log_root_mean_square(v.gain), log_times(s, change)])
+        together = log_times(log_up(measure(self.out), r), together)
+        c = log_up(abs(self.output_scale), r)
+        gain = log_times(c, namespace(by_head).minimum(by_head, together))
+        radius = log_times(c, self._through(v.radius, measure))
+        return dataclasses.replace(incoming, log_radius=radius).grow(log_up(1.0, r), gain)
+
+    def _through(self, z: Scalar, measure: Measure) -> Scalar:
+        """The logarithm of a bound of what W_O makes of at most exp(zᵢ) from head i."""
+        whole = log_times(log_up(measure(self.out), z), log_root_mean_square(z))
+        return namespace(z).minimum(whole, log_sum(log_times(log_up(measure(self._columns()), z), z)))
+
+    def _joined(self) -> Weight:
+        """The heads of q as one (d, d) matrix: if each has at most σ, so has it, whose norm² is at most their mean."""
+        return self.q.with_array(self.q.array.reshape(-1, self.q.array.shape[-1]))
+
+    def _split(self, weight: Weight) -> Weight:
+        """The heads of q, k or v as (heads, d_h, d) with their caps.
+
+        A head's rows of a matrix of norm at most σ can have the RMS→RMS norm σ√heads.
+        """
+        if weight.array.ndim == 3:
+            return weight
+        size = weight.array.shape[-1]
+        array = weight.array.reshape(self.heads, -1, size)
+        return dataclasses.replace(weight, array=array, cap=weight.cap * math.sqrt(self.heads))
+
+    def _columns(self) -> Weight:
+        """The column blocks of W_O as (heads, d, d_h): of a matrix of norm at most σ each has at most σ/√heads."""
+        size = self.out.array.shape[0]
+        array = self.out.array.reshape(size, self.heads, -1).swapaxes(0, 1)
+        return dataclasses.replace(self.out, array=array, cap=self.out.cap / math.sqrt(self.heads))
+
+
+def _side(norm: Scalar, log_radius: Scalar, epsilon: float | None) -> _Side:
+    """From the norm of a head's matrix, and from ε if its result is divided by √(mean square + ε)."""
+    gain = log_up(norm, log_radius)
+    if epsilon is None:
+        return _Side(gain, log_times(gain, log_radius))
+    gain = log_times(gain, log_up(1 / math.sqrt(epsilon), log_radius))
+    size = log_times(gain, log_radius)
+    return _Side(gain, namespace(size).minimum(size, 0.0))

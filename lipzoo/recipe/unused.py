@@ -1,0 +1,104 @@
+"""Flags that do nothing beside the others: given, they are refused, since whoever gives one expects something of it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lipzoo.constraints import ConstraintName
+from lipzoo.config.fields import PREFIXED, flag
+from lipzoo.models import GPTConfig, MLPConfig
+from lipzoo.recipe.recipe import Recipe
+
+Condition = Callable[[Recipe], bool]
+
+
+def _constrained(*free: ConstraintName) -> Condition:
+    """Whether some constraint in use is none of these."""
+    return lambda recipe: not recipe.constraint.names() <= set(free)
+
+
+def _muon(recipe: Recipe) -> bool:
+    return recipe.optimizer.optimizer == "muon"
+
+
+def _gpt(condition: Callable[[GPTConfig], bool] = lambda _: True) -> Condition:
+    return lambda recipe: isinstance(recipe.model, GPTConfig) and condition(recipe.model)
+
+
+def _depth_above(depth: int) -> Condition:
+    """Whether an MLP is so deep; of a depth that there is not, the model's own refusal tells."""
+    return lambda recipe: not isinstance(recipe.model, MLPConfig) or not 1 <= recipe.model.depth <= depth
+
+
+def _normalizes(model: GPTConfig) -> bool:
+    return model.norm != "none" or model.qk_norm or model.architecture == "lipsformer"
+
+
+def _by_layers(recipe: Recipe) -> bool:
+    return recipe.ebc.aggregate != "exact"
+
+
+USED: Mapping[str, tuple[Condition, str]] = {
+    "width": (_depth_above(1), "on an MLP of --depth 1"),
+    "activation": (_depth_above(1), "on an MLP of --depth 1"),
+    "residual": (_depth_above(2), "on an MLP of --depth below 3"),
+    "epsilon": (_gpt(_normalizes), "without normalization (--norm, --qk-norm)"),
+    "gelu_divisor": (_gpt(lambda model: model.activation == "gelu"), "without --activation gelu"),
+    "embedding_cap": (_gpt(), "on a model without an embedding"),
+    "embed_inflation": (_gpt(), "on a model without an embedding"),
+    "embedding_adam": (_gpt(), "on a model without an embedding"),
+    "sigma_max": (_constrained("none", "spectral-weight-decay"), "where no --constraint has a cap"),
+    "sigma_max_overrides": (_constrained("none", "spectral-weight-decay"), "where no --constraint has a cap"),
+    "project_dtype": (_constrained("none", "weight-decay"), "without a --constraint that computes"),
+    "spectral_wd": (
+        lambda recipe: "spectral-weight-decay" in recipe.constraint.names(),
+        "without --constraint spectral-weight-decay",
+    ),
+    "polynomial": (_muon, "without --optimizer muon"),
+    "msign_dtype": (_muon, "without --optimizer muon"),
+    "momentum_start": (lambda recipe: recipe.optimizer.momentum_warmup > 0, "without --momentum-warmup"),
+    "embedding_beta1": (lambda recipe: recipe.optimizer.embedding_adam, "without --embedding-adam"),
+    "beta2": (
+        lambda recipe: not _muon(recipe) or recipe.optimizer.embedding_adam,
+        "without --optimizer adamw or --embedding-adam",
+    ),
+    "ebc.": (lambda recipe: recipe.ebc.enable, "without --ebc.enable"),
+    "ebc.controller.": (lambda recipe: recipe.ebc.controller.enable, "without --ebc.controller.enable"),
+    "ebc.guard.": (lambda recipe: recipe.ebc.guard.enable, "without --ebc.guard.enable"),
+    "ebc.surrogate.": (lambda recipe: recipe.ebc.surrogate.enable, "without --ebc.surrogate.enable"),
+    **{
+        f"ebc.{name}": (_by_layers, "with --ebc.aggregate exact")
+        for name in ("probe_layers", "beta_ema", "beta_huber_delta", "beta_full_sweep", "safety")
+    },
+}
+"""When a flag does something, and what to say where it does not. A name that ends in a dot stands for a whole part."""
+
+
+def unused_refusal(default: Recipe, given: Recipe) -> str | None:
+    """The first flag that was given, so that `given` differs from the default there, and does nothing; or None."""
+    before = named_fields(default.to_json())
+    for name, value in named_fields(given.to_json()).items():
+        if value == before.get(name) or value == ():
+            continue
+        for part in (*_parts(name), name):
+            condition, why = USED.get(part, (lambda _: True, ""))
+            if not condition(given):
+                return f"{flag(name)} has no effect {why}: leave it out"
+    return None
+
+
+def _parts(name: str) -> list[str]:
+    """ebc. and ebc.guard. of ebc.guard.floor."""
+    names = name.split(".")[:-1]
+    return [".".join(names[: count + 1]) + "." for count in range(len(names))]
+
+
+def named_fields(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The fields of all parts of a recipe, named as on the command line."""
+    fields: dict[str, Any] = {}
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            prefix = f"{name}." if name in PREFIXED else ""
+            fields.update({f"{prefix}{inner}": v for inner, v in named_fields(value).items()})
+        else:
+            fields[name] = value
+    return fields
