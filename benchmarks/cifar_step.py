@@ -26,10 +26,12 @@ from rich.table import Table
 
 from benchmarks import benchmark
 from lipzoo.data import Augment, Images, Split
-from lipzoo.system.errors import UserError
-from lipzoo.recipe.recipe import ConstraintConfig, Recipe
 from lipzoo.devices.mesh import batched, make_mesh
-from lipzoo.train.train import init_state, make_train_step
+from lipzoo.recipe.constraint import ConstraintConfig
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.system.errors import UserError
+from lipzoo.train.state import init_state
+from lipzoo.train.step import make_train_step
 from recipes.cifar_mlp import RECIPE
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], Any]

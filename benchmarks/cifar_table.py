@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import FOLDER, benchmark
-from lipzoo.sweep.ablation import write_rows
+from lipzoo.cli.run import train
 from lipzoo.constraints import CONSTRAINTS, ConstraintName
-from lipzoo.system.errors import UserError
-from lipzoo.train.loop import train
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.report.metrics import read_metrics
+from lipzoo.sweep.ablation import write_rows
+from lipzoo.system.errors import UserError
 from recipes.cifar_mlp import RECIPE
 
 Optimizer = Literal["muon", "adamw"]

@@ -21,12 +21,13 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from benchmarks import FOLDER, benchmark
-from lipzoo.sweep.ablation import Row, write_rows
-from lipzoo.optim import EBCConfig
-from lipzoo.optim.ebc.clip import mean_kl
-from lipzoo.recipe.recipe import Recipe
 from lipzoo.devices.mesh import make_mesh
-from lipzoo.train.train import forward, init_state, make_train_step
+from lipzoo.optim import EBCConfig
+from lipzoo.optim.ebc.divergence import mean_kl
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.sweep.ablation import Row, write_rows
+from lipzoo.train.state import init_state
+from lipzoo.train.step import forward, make_train_step
 from recipes.ebc_ablation import DEFAULTS, Setting, Source, recipe_of
 
 LR, DELTA = 0.032, 0.03

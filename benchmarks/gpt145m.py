@@ -25,11 +25,12 @@ from rich.table import Table
 
 from benchmarks import FOLDER, benchmark
 from benchmarks.shakespeare_step import matmul_rate, model_flops, seconds
-from lipzoo.system.errors import UserError
-from lipzoo.layers.layers import Mask
-from lipzoo.recipe.recipe import Recipe
 from lipzoo.devices.mesh import make_mesh, place, spread
-from lipzoo.train.train import constrain, init_state, loss_and_gradient, make_train_step
+from lipzoo.layers.base import Mask
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.system.errors import UserError
+from lipzoo.train.state import init_state
+from lipzoo.train.step import constrain, loss_and_gradient, make_train_step
 from recipes.gpt145m import VARIANTS
 
 

@@ -21,14 +21,14 @@ from rich.table import Table
 
 from benchmarks import FOLDER, benchmark
 from benchmarks.gpt145m import variant
-from lipzoo.sweep.ablation import write_rows
 from lipzoo.activations import measure
-from lipzoo.theory.bound import format_power
-from lipzoo.train.checkpoint import load
+from lipzoo.cli.run import train
 from lipzoo.cli.train import parse
-from lipzoo.train.loop import train
 from lipzoo.models import GPT
 from lipzoo.report.metrics import read_metrics
+from lipzoo.sweep.ablation import write_rows
+from lipzoo.theory.numbers import format_power
+from lipzoo.train.checkpoint import load
 
 SMALL = (
     "--data wikipedia_gpt2 --depth 4 --width 128 --heads 4 --window 256 --window-stages 2 --batch-size 16 "

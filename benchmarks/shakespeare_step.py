@@ -26,12 +26,13 @@ from benchmarks import benchmark
 from lipzoo.certify.certificate import Certificate
 from lipzoo.data import TextConfig
 from lipzoo.data.text import TextSource
+from lipzoo.devices.mesh import make_mesh
 from lipzoo.models import GPT, GPTConfig
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.sample import generate
-from lipzoo.devices.mesh import make_mesh
-from lipzoo.train.train import constrain, init_state, loss_and_gradient, make_train_step
 from lipzoo.theory.weight import weights
+from lipzoo.train.state import init_state
+from lipzoo.train.step import constrain, loss_and_gradient, make_train_step
 from recipes.shakespeare_gpt import RECIPE
 
 

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import FOLDER, benchmark
-from lipzoo.sweep.ablation import write_rows
-from lipzoo.theory.bound import format_power
+from lipzoo.cli.run import train
 from lipzoo.cli.train import parse
-from lipzoo.train.loop import train
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.report.metrics import Record, read_metrics
+from lipzoo.sweep.ablation import write_rows
+from lipzoo.theory.numbers import format_power
 from recipes.shakespeare_gpt import RECIPE
 
 PUBLISHED = (

@@ -9,20 +9,20 @@
     ```
 """
 
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from lipzoo import constraints as constraints
 from lipzoo import models as models
 from lipzoo import optim as optim
+from lipzoo.certify.certificate import Certificate as Certificate
+from lipzoo.system.version import VERSION
 from lipzoo.theory import space as space
 from lipzoo.theory.bound import Bound as Bound
-from lipzoo.certify.certificate import Certificate as Certificate
 
 if TYPE_CHECKING:
     from lipzoo.train.checkpoint import load as load
 
-__version__ = importlib.metadata.version("lipzoo")
+__version__ = VERSION
 
 
 def __getattr__(name: str) -> Any:

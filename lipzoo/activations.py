@@ -13,15 +13,19 @@ import tyro
 from jaxtyping import Array, Float, Int
 from rich.table import Table
 
-from lipzoo.theory.bound import Bound, format_power
-from lipzoo.train.checkpoint import load
-from lipzoo.system.errors import UserError
 from lipzoo.config.fields import number_refusal
+from lipzoo.layers.base import Mask
+from lipzoo.layers.compose import AbstractResidual
 from lipzoo.models import GPT, AbstractModule, PerToken, Sequential
-from lipzoo.layers.layers import AbstractResidual, Mask
+from lipzoo.system.errors import UserError
+from lipzoo.system.paths import UserPath
 from lipzoo.system.progress import waiting
-from lipzoo.system.terminal import UserPath, guarded, make_console
+from lipzoo.system.streams import make_console
+from lipzoo.system.terminal import guarded
+from lipzoo.theory.bound import Bound
+from lipzoo.theory.numbers import format_power
 from lipzoo.theory.weight import exact_norm
+from lipzoo.train.checkpoint import load
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,13 +14,14 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float, Int, Key
 
-from lipzoo.train.checkpoint import Loaded, load
-from lipzoo.data import Tokenizer
-from lipzoo.system.errors import UserError
 from lipzoo.config.fields import number_refusal
+from lipzoo.data import Tokenizer
+from lipzoo.layers.base import Cache
 from lipzoo.models import GPT
-from lipzoo.layers.layers import Cache
-from lipzoo.system.terminal import UserPath, guarded
+from lipzoo.system.errors import UserError
+from lipzoo.system.paths import UserPath
+from lipzoo.system.terminal import guarded
+from lipzoo.train.checkpoint import Loaded, load
 
 FIRST_ROOM = 64
 """Tokens that the first cache has room for. It is doubled when full, so that there are few compilations."""

@@ -6,7 +6,9 @@ The published setting is --lr 0.23 --sigma-max 3 --temperature 1 --no-random-fli
 from lipzoo.cli.train import main
 from lipzoo.data import DataConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.recipe.constraint import ConstraintConfig
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.recipe.training import TrainingConfig
 
 RECIPE = Recipe(
     name="cifar_mlp",

@@ -3,7 +3,9 @@
 from lipzoo.cli.train import main
 from lipzoo.data import DataConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.recipe.constraint import ConstraintConfig
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.recipe.training import TrainingConfig
 
 RECIPE = Recipe(
     name="digits_mlp",

@@ -23,18 +23,20 @@ from typing import Literal, NamedTuple
 import numpy as np
 import tyro
 
-from lipzoo.sweep.ablation import Row, Runner, compiled_quickly, run_name, unclipped_deltas, write_rows
 from lipzoo.cli.train import guarded
 from lipzoo.constraints import ConstraintName
 from lipzoo.data import TextConfig
-from lipzoo.system.errors import UserError
-from lipzoo.system.files import write_text
 from lipzoo.models import GPTConfig
 from lipzoo.optim import EBCConfig, OptimizerConfig
-from lipzoo.optim.ebc.clip import Aggregate
+from lipzoo.optim.ebc.config import Aggregate
 from lipzoo.optim.ebc.control import SurrogateConfig
-from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
-from lipzoo.system.terminal import UserPath
+from lipzoo.recipe.constraint import ConstraintConfig
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.recipe.training import TrainingConfig
+from lipzoo.sweep.ablation import Row, Runner, compiled_quickly, run_name, unclipped_deltas, write_rows
+from lipzoo.system.errors import UserError
+from lipzoo.system.files import write_text
+from lipzoo.system.paths import UserPath
 
 Source = Literal["synthetic", "shakespeare"]
 Schedule = Literal["constant", "lr"]

@@ -12,7 +12,9 @@ from lipzoo.constraints import ConstraintName
 from lipzoo.data import TokensConfig
 from lipzoo.models import GPTConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.recipe.constraint import ConstraintConfig
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.recipe.training import TrainingConfig
 
 MODEL = GPTConfig(depth=12, width=768, heads=6, window=1792, window_stages=14, separator=50256)
 

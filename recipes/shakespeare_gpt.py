@@ -7,7 +7,9 @@ from lipzoo.cli.train import main
 from lipzoo.data import TextConfig
 from lipzoo.models import GPTConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.recipe.constraint import ConstraintConfig
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.recipe.training import TrainingConfig
 
 RECIPE = Recipe(
     name="shakespeare_gpt",

@@ -75,7 +75,7 @@ def svd_norm(matrix):
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
     """A finished run on digits: read it, and copy it before changing anything."""
-    from lipzoo.train.loop import train
+    from lipzoo.cli.run import train
     from tests.recipe.test_recipe import make
 
     run = tmp_path_factory.mktemp("runs") / "digits"

@@ -20,9 +20,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from lipzoo.sweep.ablation import compiled_quickly
 from lipzoo.certify.certificate import Certificate
 from lipzoo.models import AbstractModule
+from lipzoo.sweep.ablation import compiled_quickly
 from tests.data.test_tokens import shard_bytes
 
 ROOT = Path(__file__).parents[1]

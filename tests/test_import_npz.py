@@ -16,8 +16,9 @@ import pytest
 
 import lipzoo
 from lipzoo.certify.certificate import Certificate
+from lipzoo.import_npz.published import import_npz
+from lipzoo.import_npz.reader import read_objects
 from lipzoo.system.errors import UserError
-from lipzoo.import_npz import import_npz, read_objects
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PUBLISHED = FIXTURES / "published_checkpoint.npz"

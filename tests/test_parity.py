@@ -13,13 +13,15 @@ import optax
 import pytest
 
 from lipzoo.constraints.soft_cap import LARGEST_SHRINK, soft_cap_round, solve
-from lipzoo.models import MLP
-from lipzoo.theory.msign import SIX_ROW, approximate
-from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
 from lipzoo.devices.mesh import make_mesh
-from lipzoo.train.train import constrain
+from lipzoo.models import MLP
+from lipzoo.optim import OptimizerConfig
+from lipzoo.recipe.constraint import ConstraintConfig
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.recipe.training import TrainingConfig
+from lipzoo.theory.msign import SIX_ROW, approximate
 from lipzoo.theory.weight import map_weights, set_caps, weights
+from lipzoo.train.step import constrain
 
 pytestmark = pytest.mark.optimized
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import lipzoo
-from lipzoo.train.checkpoint import Loaded, save_model
 from lipzoo.data import DataConfig, TextConfig, TokensConfig
 from lipzoo.data.bpe import BPE, END, TOKENS
 from lipzoo.data.text import Characters
-from lipzoo.system.errors import UserError
 from lipzoo.models import GPT, GPTConfig, MLPConfig
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.sample import _main as main
 from lipzoo.sample import choose, empty_cache, generate, text_model
+from lipzoo.system.errors import UserError
+from lipzoo.train.checkpoint import Loaded, save_model
 
 ALPHABET = "\nabcdefghij"
 VARIANTS = {

@@ -9,17 +9,20 @@ import pytest
 
 import lipzoo
 from lipzoo.certify.certificate import Certificate
+from lipzoo.cli.run import train
 from lipzoo.cli.train import parse
 from lipzoo.data import TextConfig
-from lipzoo.system.errors import UserError
-from lipzoo.train.loop import train
+from lipzoo.devices.mesh import batched, make_mesh
 from lipzoo.models import GPTConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.recipe.constraint import ConstraintConfig
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.recipe.training import TrainingConfig
 from lipzoo.report.metrics import read_metrics
-from lipzoo.devices.mesh import batched, make_mesh
-from lipzoo.train.train import init_state, make_train_step
+from lipzoo.system.errors import UserError
 from lipzoo.theory.weight import weights
+from lipzoo.train.state import init_state
+from lipzoo.train.step import make_train_step
 from recipes import shakespeare_gpt
 from tests.conftest import svd_norm
 

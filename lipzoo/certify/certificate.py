@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,12 +12,14 @@ from rich.console import Console, Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from lipzoo.theory.bound import Bound, Scalar, format_power, round_digits
-from lipzoo.models import AbstractModule
-from lipzoo.layers.layers import check_module
+from lipzoo.certify.measured import ExactNorms, place_of, table_rows
 from lipzoo.certify.published import published_bound
+from lipzoo.layers.base import check_module
+from lipzoo.models import AbstractModule
+from lipzoo.theory.bound import Bound
+from lipzoo.theory.numbers import Scalar, format_power, round_digits
 from lipzoo.theory.space import Space, SpaceError, Symbols, Vector, example_shape
-from lipzoo.theory.weight import Weight, cap_norm, check_names, exact_norm, weights
+from lipzoo.theory.weight import Weight, cap_norm, check_names, weights
 
 VECTOR_STATEMENT = (
     "For all inputs x, x' {domain}: ‖f(x) - f(x')‖ ≤ L‖x - x'‖ in RMS norms, f from input to output, "
@@ -28,7 +30,6 @@ TOKEN_STATEMENT = (
     "tokens, f from {start} to output under one attention mask, computed exactly with the stored weights. "
     "The rounding of the network's own forward pass is not covered."
 )
-Place = tuple[int, tuple[int, ...], tuple[int, ...], str]
 METHOD = "NumPy SVD in float64, inflated by 1 + 8·max(m, n)·2⁻⁵²; layer by layer, rounded up"
 
 
@@ -52,8 +53,8 @@ class Certificate:
     - `rows`: one per weight.
     - `a_priori`: the bound from the caps alone, before training; true as long as every cap holds (`caps_hold`).
     - `certified`: the bound from the float64 norms of the weights.
-    - `published`: the formula of the paper that the model comes from, for comparison (see `lipzoo.certify.published`): no bound
-      for transformers; None where there is none.
+    - `published`: the formula of the paper that the model comes from, for comparison (see `lipzoo.certify.published`):
+      no bound for transformers; None where there is none.
 
     What they are about (`statement`, `l2_factor`) is read off the bounds, which know their spaces.
     """
@@ -73,7 +74,7 @@ class Certificate:
     ) -> "Certificate":
         """The certificate of a model in memory, for inputs of norm at most `radius` (1 for pixels in [0, 1]).
 
-        `space` is what the model takes (`lipzoo.theory.space`); models of this library know it themselves. `window` is the
+        `space` is what the model takes (`lipzoo.space`); models of this library know it themselves. `window` is the
         number of tokens in a sequence, which the published formula of LipsFormer wants to know; `watch` is told how
         many weights were measured, and of how many.
 
@@ -88,21 +89,21 @@ class Certificate:
             raise ValueError(f"the radius of the inputs must be positive and finite, got {radius}")
         start = Bound.start(_space(model, space), radius)
         model = jax.tree.map(np.asarray, model)  # Blocks of a stack are then views of it.
-        known = {_place(weight): weight for weight in model.matrices()}
+        known = {place_of(weight): weight for weight in model.matrices()}
 
         def cap(weight: Weight) -> Scalar:
-            known[_place(weight)] = weight
+            known[place_of(weight)] = weight
             return cap_norm(weight)
 
         a_priori = model.bound(start, cap)
-        exact = _Exact(lambda done: watch(done, len(known)))
+        exact = ExactNorms(lambda done: watch(done, len(known)))
         certified = model.bound(start, exact)
         _check_runs(model, start.space, certified)
 
         def share(name: str) -> float:
             return _share(certified, model.bound(start, lambda w: exact(w) ** (w.name != name)))
 
-        places = _rows(model.matrices(), exact.measured)
+        places = table_rows(model.matrices(), exact.measured)
         rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in places)
         return Certificate(rows, a_priori, certified, published_bound(model, start, certified, exact, window))
 
@@ -184,8 +185,8 @@ def _space(model: AbstractModule, given: Space | None) -> Space:
     if space is None:
         name = type(model).__name__
         raise ValueError(
-            f"{name} does not say what it takes: give space=lipzoo.theory.space.Vector((entries,)) or "
-            f"lipzoo.theory.space.Tokens(entries), or give {name} a property `takes` that returns it"
+            f"{name} does not say what it takes: give space=lipzoo.space.Vector((entries,)) or "
+            f"lipzoo.space.Tokens(entries), or give {name} a property `takes` that returns it"
         )
     return space
 
@@ -198,45 +199,6 @@ def _check_runs(model: AbstractModule, space: Space, bound: Bound) -> None:
     image = jax.eval_shape(lambda model, x: model(x), model, example)
     if image.shape != example_shape(bound.space):
         raise SpaceError(f"{type(model).__name__} gives shape {image.shape} where its bound speaks of {bound.space}")
-
-
-def _place(weight: Weight) -> Place:
-    """Where the numbers of a weight lie in memory, and how."""
-    array = np.asarray(weight.array)
-    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str
-
-
-class _Exact:
-    """`exact_norm`, each computed once: a bound may look at a weight as a whole and head by head.
-
-    `measured` is what was asked for. It is known again by the memory that it lies in, whatever it is called, and kept,
-    so that no other array can come to lie there.
-    """
-
-    def __init__(self, watch: Callable[[int], None]):
-        self.measured: list[Weight] = []
-        self._norms: dict[Place, np.ndarray] = {}
-        self._watch = watch
-
-    def __call__(self, weight: Weight) -> np.ndarray:
-        key = _place(weight)
-        if key not in self._norms:
-            self.measured.append(weight)
-            try:
-                self._norms[key] = np.asarray(exact_norm(weight))
-            except ValueError as error:
-                raise ValueError(f"{weight.name}: {error}") from error
-            self._watch(len(self._norms))
-        return self._norms[key]
-
-
-def _rows(places: Sequence[Weight], measured: Sequence[Weight]) -> list[Weight]:
-    """The weights of a table: those that the model holds, and what else was measured while its bound was computed."""
-
-    def inside(part: Weight) -> bool:
-        return any(part.name == place.name and np.shares_memory(part.array, place.array) for place in places)
-
-    return [*places, *(part for part in measured if not inside(part))]
 
 
 def _share(certified: Bound, without: Bound) -> float:

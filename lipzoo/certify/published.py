@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
-from lipzoo.theory.bound import Bound, Scalar, log_times, log_up, weighted_sum
 from lipzoo.models import GPT, AbstractModule
+from lipzoo.theory.bound import Bound, weighted_sum
+from lipzoo.theory.numbers import Scalar, log_times, log_up
 from lipzoo.theory.space import Tokens, Vector
 from lipzoo.theory.weight import Measure, Weight, weights
 

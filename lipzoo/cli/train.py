@@ -11,29 +11,17 @@ from typing import Annotated
 import tyro
 from tyro.conf import AvoidSubcommands, arg
 
+from lipzoo.config.fields import number_refusal
+from lipzoo.devices.processes import ProcessConfig, from_first, in_all, is_first, timestamp
+from lipzoo.recipe.changes import check_unchanged
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.recipe.unused import unused_refusal
 from lipzoo.system.errors import UserError
-from lipzoo.config.fields import flag, number_refusal
 from lipzoo.system.files import read_json
 from lipzoo.system.lock import held
-from lipzoo.devices.processes import ProcessConfig, from_first, in_all, is_first, timestamp
-from lipzoo.recipe.recipe import Recipe
-from lipzoo.system.terminal import UserPath, outliving_readers
+from lipzoo.system.paths import UserPath
+from lipzoo.system.streams import outliving_readers
 from lipzoo.system.terminal import guarded as guarded
-from lipzoo.recipe.unused import named_fields, unused_refusal
-
-CHANGEABLE = (
-    "steps",
-    "mesh",
-    "accum_steps",
-    "remat",
-    "log_interval",
-    "val_interval",
-    "save_interval",
-    "keep",
-    "tensorboard",
-    "wandb",
-)
-"""Settings that a resumed run may be given anew."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +98,7 @@ def _variant(argv: Sequence[str], variants: Mapping[str, Recipe]) -> tuple[Recip
 
 def stored_recipe(run: Path) -> Recipe:
     """The recipe of a run that is to be resumed: its newest checkpoint's, or what it was started with."""
-    from lipzoo.train.restore import Damaged, find_steps, read_recipe
+    from lipzoo.train.reading import Damaged, find_steps, read_recipe
 
     if not (run / "recipe.json").exists() and not (run / "checkpoints").is_dir():
         raise UserError(f"{run} holds neither recipe.json nor checkpoints: give --resume the directory of a run")
@@ -129,8 +117,8 @@ def _first_recipe(path: Path) -> Recipe:
 
 def _newest_whole(run: Path) -> Recipe | None:
     """The recipe of the checkpoint that a run goes on from, the same in all processes; None if there is none yet."""
-    from lipzoo.train.checkpoint import newest_whole
-    from lipzoo.train.restore import read_recipe
+    from lipzoo.train.contents import newest_whole
+    from lipzoo.train.reading import read_recipe
 
     def find() -> int:
         with held(run):
@@ -141,24 +129,13 @@ def _newest_whole(run: Path) -> Recipe | None:
     return None if step < 0 else read_recipe(run / "checkpoints" / str(step))
 
 
-def check_unchanged(stored: Recipe, given: Recipe) -> None:
-    """Raises UserError if a recipe has other settings than the run that it is to go on with, but for `CHANGEABLE`."""
-    before, after = named_fields(stored.to_json()), named_fields(given.to_json())
-    for name, value in after.items():
-        if before.get(name) != value and name not in CHANGEABLE:
-            raise UserError(
-                f"{flag(name)} {value} differs from the {before.get(name)} that the run was started with: "
-                f"leave {flag(name)} out to resume it, or start a new run without --resume"
-            )
-
-
 def _train(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe]) -> int:
     line = parse(default, argv, variants)
     line.processes.start()  # Before anything computes.
     if line.resume.resume is not None and (whole := _newest_whole(line.resume.resume)) is not None:
         line = parse(default, argv, variants, whole)  # It may be another than the newest whose recipe can be read.
     line.recipe.check()
-    from lipzoo.train.loop import train  # After parsing, so that --help and mistakes answer at once.
+    from lipzoo.cli.run import train
 
     resume = line.resume.resume
     with outliving_readers():

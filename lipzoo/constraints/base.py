@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.theory import norms
-from lipzoo.theory.bound import Scalar
+from lipzoo.theory.numbers import Scalar
+from lipzoo.theory.weight import Weight
 
 
 class Step(eqx.Module):
@@ -47,6 +48,19 @@ class Constraint(abc.ABC):
         self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
     ) -> Float[Array, "*batch out in"]:
         """The constrained matrix. `matrix` is in RMS→RMS units: scaled by √(in/out), so that its norm is σ₁."""
+
+    def apply(self, weight: Weight, step: Step | None = None) -> Weight:
+        """One weight constrained; a weight with an infinite cap is free of constraints that need one.
+
+        Without a `step`, what brought the weight where it is, wherever that may be, is taken to be one.
+        """
+        if self.caps and math.isinf(weight.cap):
+            return weight
+        factor = weight.rms_factor
+        matrix = weight.array * factor
+        if step is None:
+            step = Step(jnp.maximum(norms.gram_norm(matrix) - weight.cap, 0))
+        return weight.with_array(self(matrix, cap=weight.cap, step=step) / factor)
 
     def refusal(self, cap: float, update_norm: float) -> str | None:
         """Why an update of this norm would break the promise, or None. Unbounded updates come as infinity."""

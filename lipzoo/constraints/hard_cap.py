@@ -7,9 +7,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lipzoo.theory import msign
-from lipzoo.theory import norms
 from lipzoo.constraints.base import Constraint, Step, aim, normalize, precision, wide_product
+from lipzoo.theory import msign, norms
 from lipzoo.theory.precision import rounded
 
 HARD_CAP_ROWS: msign.Polynomial = (

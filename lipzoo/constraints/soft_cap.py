@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from lipzoo.theory import norms
 from lipzoo.constraints.base import Constraint, Step, aim, normalize, precision, target, wide_product
+from lipzoo.theory import norms
 from lipzoo.theory.precision import rounded
 
 LARGEST_SHRINK = 19 / 81

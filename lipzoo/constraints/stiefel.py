@@ -4,9 +4,8 @@ import dataclasses
 
 from jaxtyping import Array, Float
 
-from lipzoo.theory import msign
-from lipzoo.theory import norms
 from lipzoo.constraints.base import Constraint, Step, aim, normalize
+from lipzoo.theory import msign, norms
 from lipzoo.theory.precision import rounded
 
 

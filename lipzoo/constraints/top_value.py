@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lipzoo.theory import norms
 from lipzoo.constraints.base import Constraint, Step
+from lipzoo.theory import norms
 
 
 def _map_top(

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lipzoo.theory.bound import Bound, Scalar, log_root_mean_square, log_sum, log_times, log_up, namespace
-from lipzoo.layers.layers import AbstractModule, Cache, Mask, Position, RMSNorm, check_axes
+from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_axes
+from lipzoo.layers.normalization import RMSNorm
+from lipzoo.theory.bound import Bound
+from lipzoo.theory.numbers import Scalar, log_root_mean_square, log_sum, log_times, log_up, namespace
 from lipzoo.theory.space import Space, Tokens
 from lipzoo.theory.weight import Measure, Weight
 

@@ -1,275 +1,26 @@
 """A GPT whose blocks are stacked, so that equal matrices are one array for optimizer and constraints."""
 
-import dataclasses
 import math
-from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from lipzoo.theory.bound import Bound, Domain, namespace
-from lipzoo.config.fields import choice_refusal
+from lipzoo.layers.activation import GELU, GroupSort, Identity, SquaredReLU, Tanh
 from lipzoo.layers.attention import Attention
+from lipzoo.layers.base import AbstractModule, Cache, Mask, Position
+from lipzoo.layers.compose import AbstractResidual, ConvexResidual, PerToken, Residual, Sequential
+from lipzoo.layers.embedding import Embedding
 from lipzoo.layers.init import BELOW_CAP, Init, check_cap, fresh
-from lipzoo.layers.layers import (
-    GELU,
-    GELU_DIVISOR,
-    NORM_EPSILON,
-    AbstractModule,
-    AbstractResidual,
-    AbstractStack,
-    Cache,
-    ConvexResidual,
-    GroupSort,
-    Identity,
-    Linear,
-    Mask,
-    PerToken,
-    Position,
-    Residual,
-    RMSNorm,
-    Scale,
-    Sequential,
-    SquaredReLU,
-    Tanh,
-    check_axes,
-    check_module,
-    layer_norm,
-)
+from lipzoo.layers.linear import Linear, Scale
+from lipzoo.layers.normalization import RMSNorm, layer_norm
+from lipzoo.layers.stack import Stack
+from lipzoo.models.gpt_config import GPTConfig
 from lipzoo.models.lipsformer import lipsformer_block
-from lipzoo.theory.space import Space, SpaceError, Symbols, Tokens
-from lipzoo.theory.weight import Measure, Weight, check_names, map_weights, weights
-
-Granularity = Literal["head", "matrix"]
-Remat = Literal["none", "products", "blocks"]
-SAVED = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "blocks": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-class Embedding(AbstractModule):
-    """token ↦ row of a table. Each row is a matrix of one column, so its RMS→RMS norm is its RMS norm."""
-
-    table: Weight
-
-    @property
-    def takes(self) -> Space:
-        return Symbols(self.table.array.shape[0])
-
-    def __call__(self, x: Int[Array, " time"]) -> Float[Array, "time d"]:
-        if x.ndim != 1 or not jnp.issubdtype(x.dtype, jnp.integer):
-            raise ValueError(
-                f"an embedding takes one sequence of whole numbers, but was given shape {x.shape} of {x.dtype}: "
-                "for a batch, jax.vmap the model"
-            )
-        return self.table.array[x, :, 0]
-
-    def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        """(max row norm, 1): the certified function begins at the embedded tokens, which are its domain."""
-        check_axes(self.table, "an embedding", "(count, size, 1)")
-        count, size, _ = self.table.array.shape
-        if incoming.space != Symbols(count):
-            raise SpaceError(f"{self.table.name} takes {Symbols(count)}, but was given {incoming.space}")
-        rows = measure(self.table)
-        radius, tokens = namespace(rows).max(rows), Tokens(size)
-        start = Bound.start(tokens, radius)
-        return dataclasses.replace(start, domain=Domain(tokens, radius, embedded=True))
-
-
-class Stack(AbstractStack):
-    """Equal blocks one after the other, held as one block whose arrays have a leading axis, and run by a scan.
-
-    `remat` says what the backward pass computes anew: `none`; all but the `products` with weights (scores,
-    activations), which on CPUs costs less than writing and reading them; or everything in the `blocks`.
-    """
-
-    blocks: AbstractModule
-    remat: Remat = eqx.field(static=True, default="products")
-
-    def __check_init__(self) -> None:
-        check_module(self.blocks, "Stack")
-        if self.remat not in SAVED:
-            raise ValueError(f"remat must be one of {', '.join(SAVED)}, got {self.remat!r}")
-        depths = {np.shape(weight.array)[:1] for weight in weights(self.blocks)}
-        if len(depths) != 1 or not all(depths):
-            raise ValueError(f"the arrays of a stack must have one leading axis, of its blocks, but have {depths}")
-
-    @property
-    def depth(self) -> int:
-        """How many blocks there are: as many as the arrays hold, so none runs that is not counted."""
-        return weights(self.blocks)[0].array.shape[0]
-
-    @property
-    def takes(self) -> Space | None:
-        return self.block(0).takes
-
-    def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time d"]:
-        return self.masked(x, Mask())
-
-    def masked(self, x: Float[Array, "time d"], mask: Mask) -> Float[Array, "time d"]:
-        def run(x: Array, block: AbstractModule) -> tuple[Array, None]:
-            return _whole(block).masked(x, mask), None
-
-        run = jax.checkpoint(run, policy=SAVED[self.remat], prevent_cse=False)
-        return jax.lax.scan(run, x, self.blocks)[0]
-
-    def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
-        def run(x: Array, block_and_cache: tuple[AbstractModule, Cache]) -> tuple[Array, Cache]:
-            block, cache = block_and_cache
-            return block.extend(x, cache, first)
-
-        return jax.lax.scan(run, x, (self.blocks, cache))
-
-    def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        for index in range(self.depth):
-            outgoing = self.block(index).bound(incoming, measure)
-            if outgoing.space != incoming.space:
-                raise SpaceError(f"a block of a stack was given {incoming.space} and gives {outgoing.space}")
-            incoming = outgoing
-        return incoming
-
-    def block(self, index: int) -> AbstractModule:
-        """One block, its weights named after its place."""
-
-        def take(weight: Weight) -> Weight:
-            name = f"blocks.{index}.{weight.name.removeprefix('blocks.')}"  # Certificates tell weights by name.
-            return dataclasses.replace(weight, array=_take(weight.array, index), name=name)
-
-        return map_weights(take, self.blocks)
-
-    def matrices(self) -> list[Weight]:
-        return [weight for index in range(self.depth) for weight in self.block(index).matrices()]
-
-
-def _whole(block: AbstractModule) -> AbstractModule:
-    """A block on every device of the mesh in use, if there is one, however it was cut up before (FSDP)."""
-    in_use = not jax.sharding.get_abstract_mesh().empty
-    return jax.lax.with_sharding_constraint(block, PartitionSpec()) if in_use else block
-
-
-def _take(array: Any, index: int) -> Any:
-    if isinstance(array, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
-    return array[index]
-
-
-OF_GPT = (
-    "norm",
-    "residual",
-    "qk_norm",
-    "activation",
-    "gelu_divisor",
-    "residual_scale",
-    "attention_scale",
-    "relative_bias",
-)
-"""Options that LipsFormer has no use for."""
-
-
-@dataclasses.dataclass(frozen=True)
-class GPTConfig:
-    """The part of a recipe that describes a transformer.
-
-    The defaults are the Lipschitz GPT of Newhouse et al. 2025. `norm`, `residual`, `qk_norm`, `logit_softcap` and
-    `activation` make the usual GPT of it, whose bound is huge: each normalization layer counts as 1/√epsilon.
-    """
-
-    architecture: Literal["gpt", "lipsformer"] = "gpt"
-    """gpt, or the blocks of LipsFormer (Qi et al. 2023), whose temperature is --softmax-scale."""
-    depth: int = 3
-    """Blocks of attention and MLP."""
-    width: int = 256
-    """Features of a token."""
-    heads: int = 4
-    """Attention heads of a block."""
-    granularity: Granularity = "head"
-    """What caps and muon take for one matrix of q, k and v: each head, or the whole."""
-    softmax_scale: float = 1.0
-    """Factor s on the attention logits; counts as 1 + 2s in the bound."""
-    attention_scale: float = 1 / 3
-    """Factor on the output of attention with convex residuals; 1/(1 + 2s) makes it 1-Lipschitz at unit norms."""
-    relative_bias: int = 0
-    """Distances for which each head learns a bias on its attention logits; costs nothing in the bound; 0 for none."""
-    residual_scale: float = 1.0
-    """Residuals are (1-α)x + αf(x) with α = this over twice the blocks."""
-    final_scale: float = 1.0
-    """Fixed factor on the logits; counts in the bound."""
-    blocks_mass: float = 32.0
-    """Mass of all blocks together in the modular norm, where embedding and head have 1 each."""
-    zero_init: bool = True
-    """Start the head and the last matrix of every branch at zero."""
-    norm: Literal["none", "rms", "layer"] = "none"
-    """Normalization before every branch and before the head; costs a factor of 1/√epsilon each."""
-    residual: Literal["convex", "plain"] = "convex"
-    """(1-α)x + αf(x), or x + f(x)."""
-    qk_norm: bool = False
-    """Normalize the queries and keys of every head."""
-    epsilon: float = NORM_EPSILON
-    """ε of normalization layers."""
-    activation: Literal["gelu", "maxmin", "relu2"] = "gelu"
-    """Nonlinearity of the MLPs: GELU/c; maxmin, which keeps norms; or max(x, 0)², steeper the larger its input."""
-    gelu_divisor: float = GELU_DIVISOR
-    """c of GELU/c; at 1.1290 and above it is 1-Lipschitz."""
-    logit_softcap: float = 0.0
-    """c > 0 makes the logits c·tanh(z/c); 0 leaves them as they are."""
-    window: int = 0
-    """Tokens that attention looks back, itself among them; 0 for all."""
-    window_stages: int = 1
-    """Equal parts of the run in which the window grows to its full size; each is compiled anew."""
-    separator: int = -1
-    """Token that begins a document: tokens of different documents do not see one another; -1 for none."""
-    remat: Remat = "products"
-    """What the backward pass computes anew to save memory: nothing, all but products with weights, whole blocks."""
-
-    def refusal(self) -> str | None:
-        """Why there is no such model, or None."""
-        if refusal := choice_refusal(self):
-            return refusal
-        if self.depth < 1 or self.heads < 1:
-            return "--depth and --heads must be at least 1"
-        if self.width < 2 or self.width % (2 * self.heads):
-            return f"--width must be divisible by {2 * self.heads}, twice the --heads, got {self.width}"
-        if not 0 < self.residual_scale <= 2 * self.depth:
-            return f"--residual-scale must be positive and at most {2 * self.depth}, got {self.residual_scale}"
-        if not 0 <= self.softmax_scale < math.inf:
-            return f"--softmax-scale must be at least 0 and finite, got {self.softmax_scale}"
-        if not 0 <= self.relative_bias <= 4096:
-            return f"--relative-bias must lie between 0 and 4096, got {self.relative_bias}"
-        for name in ("attention_scale", "final_scale", "blocks_mass", "epsilon", "gelu_divisor"):
-            if not 0 < getattr(self, name) < math.inf:
-                return f"--{name.replace('_', '-')} must be positive and finite, got {getattr(self, name)}"
-        if not 0 <= self.logit_softcap < math.inf:
-            return f"--logit-softcap must be at least 0 and finite, got {self.logit_softcap}"
-        if self.window < 0 or not 1 <= self.window_stages <= max(self.window, 1):
-            return f"--window must be at least 0, --window-stages at least 1 and at most --window {self.window}"
-        return self._lipsformer_refusal()
-
-    def window_at(self, progress: float) -> int:
-        """The window after a fraction `progress` < 1 of the run; 0 where all tokens are seen."""
-        return math.ceil(self.window * (math.floor(progress * self.window_stages) + 1) / self.window_stages)
-
-    def _lipsformer_refusal(self) -> str | None:
-        """LipsFormer has its own normalization, residuals and activation."""
-        default = GPTConfig()
-        for name in OF_GPT:
-            if self.architecture == "lipsformer" and getattr(self, name) != getattr(default, name):
-                return f"--{name.replace('_', '-')} is not for --architecture lipsformer"
-        return None
-
-    def first_norm(self, weight: Weight) -> float:
-        """An upper bound of a fresh weight's norm: LipsFormer begins with σ₁ = 1, all others with norm 1."""
-        hidden = self.architecture == "lipsformer" and weight.role == "hidden"
-        return max(1.0, weight.rms_factor) if hidden else 1.0
-
-    def build(self, in_size: int, out_size: int, *, key: PRNGKeyArray) -> "GPT":
-        """The model with fresh weights, all of them free. Tokens come from the vocabulary that they predict."""
-        return GPT(out_size, self, key=key)
+from lipzoo.theory.bound import Bound
+from lipzoo.theory.space import Space
+from lipzoo.theory.weight import Measure, Weight, check_names
 
 
 class GPT(AbstractModule):
@@ -355,6 +106,11 @@ class GPT(AbstractModule):
     def ends(self) -> Sequential:
         """What comes after the last block: `logits` as a module."""
         return Sequential([self.norm, PerToken(self.head), self.scale])
+
+
+def build_gpt(config: GPTConfig, in_size: int, out_size: int, *, key: PRNGKeyArray) -> GPT:
+    """The model with fresh weights, all of them free. Tokens come from the vocabulary that they predict."""
+    return GPT(out_size, config, key=key)
 
 
 def _norm(config: GPTConfig) -> AbstractModule:

@@ -10,20 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lipzoo.theory.bound import Bound, namespace, weighted_sum
+from lipzoo.layers.activation import GELU
 from lipzoo.layers.attention import Attention
+from lipzoo.layers.base import AbstractModule, check_axes
+from lipzoo.layers.compose import AbstractResidual, PerToken, Sequential
 from lipzoo.layers.init import BELOW_CAP, Init, fresh
-from lipzoo.layers.layers import (
-    GELU,
-    AbstractModule,
-    AbstractResidual,
-    Affine,
-    Center,
-    Linear,
-    PerToken,
-    Sequential,
-    check_axes,
-)
+from lipzoo.layers.linear import Affine, Linear
+from lipzoo.layers.normalization import Center
+from lipzoo.theory.bound import Bound, weighted_sum
+from lipzoo.theory.numbers import namespace
 from lipzoo.theory.weight import Measure, Weight
 
 FIRST_STRENGTH = 0.1

@@ -9,22 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lipzoo.theory.bound import Bound
 from lipzoo.config.fields import choice_refusal
+from lipzoo.layers.activation import GELU, GroupSort, Identity, ReLU, Tanh
+from lipzoo.layers.base import AbstractModule
+from lipzoo.layers.compose import ConvexResidual, Sequential
 from lipzoo.layers.init import check_cap, fresh
-from lipzoo.layers.layers import (
-    GELU,
-    AbstractModule,
-    ConvexResidual,
-    Flatten,
-    GroupSort,
-    Identity,
-    Linear,
-    ReLU,
-    Scale,
-    Sequential,
-    Tanh,
-)
+from lipzoo.layers.linear import Flatten, Linear, Scale
+from lipzoo.theory.bound import Bound
 from lipzoo.theory.space import Space
 from lipzoo.theory.weight import Measure, Weight, check_names
 
@@ -173,6 +164,7 @@ class MLPConfig:
         """An upper bound of a fresh weight's norm."""
         return 1.0
 
-    def build(self, in_size: int, out_size: int, *, key: PRNGKeyArray) -> MLP:
-        """The model with fresh weights, all of them free."""
-        return MLP(in_size, out_size=out_size, key=key, **dataclasses.asdict(self))
+
+def build_mlp(config: MLPConfig, in_size: int, out_size: int, *, key: PRNGKeyArray) -> MLP:
+    """The model with fresh weights, all of them free."""
+    return MLP(in_size, out_size=out_size, key=key, **dataclasses.asdict(config))

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lipzoo.constraints import ConstraintName
 from lipzoo.config.fields import PREFIXED, flag
+from lipzoo.constraints import ConstraintName
 from lipzoo.models import GPTConfig, MLPConfig
 from lipzoo.recipe.recipe import Recipe
 

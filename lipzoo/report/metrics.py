@@ -1,6 +1,7 @@
 """What a run tells: progress on the terminal, metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import math
@@ -16,10 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import check_regular, parse_json, write_text
-from lipzoo.devices.processes import is_first
 from lipzoo.system.progress import TimeColumn, Wait, part_of
-from lipzoo.recipe.recipe import Recipe
-from lipzoo.theory.weight import weights
 
 Record = dict[str, Any]
 Sink = Callable[[Record], None]
@@ -34,20 +32,44 @@ class Diverged(Exception):
         super().__init__(f"the loss or a weight became NaN or infinite at step {step} (learning rate {lr:.4g})")
 
 
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What is told of a run beside its metrics.
+
+    **Attributes:**
+
+    - `name`, `steps`: of the run.
+    - `caps`: of every weight, by name; infinite where it is free.
+    - `unit`, `per_step`: what speed is counted in, and how many there are in a step.
+    - `settings`: JSON, for loggers that keep them.
+    - `tensorboard`, `wandb`: whether these are asked for.
+    - `writes`: whether this process writes files; of several, one does.
+    """
+
+    name: str
+    steps: int
+    caps: Mapping[str, float]
+    unit: str
+    per_step: int
+    settings: Mapping[str, Any]
+    tensorboard: bool
+    wandb: bool
+    writes: bool
+
+
 class Reporter:
     """Collects the metrics of steps as device values and reads them one step late, so that no step waits for them."""
 
-    def __init__(self, run: Path, recipe: Recipe, start: int, console: Console):
-        self._recipe = recipe
+    def __init__(self, run: Path, about: About, start: int, console: Console):
+        self._about = about
         self._console = console
         self._metrics = run / "metrics.jsonl"
-        self._caps = {weight.name: weight.cap for weight in weights(recipe.abstract_model())}
         self._sinks: list[Sink] = []
         self._closing = contextlib.ExitStack()
         self._validated = {r["step"] for r in read_metrics(self._metrics) if "val_loss" in r and r["step"] <= start}
-        if is_first():
+        if about.writes:
             _truncate(self._metrics, start)
-            self._sinks = [self._write, *_optional_sinks(run, recipe, start, self._closing)]
+            self._sinks = [self._write, *_optional_sinks(run, about, start, self._closing)]
         self._pending: list[tuple[int, Any]] = []
         self._norms: tuple[int, Any] | None = None
         self._clock = time.perf_counter()
@@ -60,8 +82,8 @@ class Reporter:
             TextColumn("{task.fields[status]}", markup=False),
             console=console,
         )
-        steps = recipe.training.steps
-        self._task = self._progress.add_task(recipe.name, total=steps, completed=start, rate="", status="compiling")
+        total = about.steps
+        self._task = self._progress.add_task(about.name, total=total, completed=start, rate="", status="compiling")
 
     def __enter__(self) -> "Reporter":
         self._progress.start()
@@ -100,10 +122,9 @@ class Reporter:
             return
         step, norms = self._norms
         now = time.perf_counter()
-        unit, size = self._recipe.data.unit
-        rate = len(values) * self._recipe.data.batch_size * size / max(now - self._clock, 1e-9)
+        rate = len(values) * self._about.per_step / max(now - self._clock, 1e-9)
         record: Record = {n: sum(float(v[n]) for v in values) / len(values) for n in values[0] if n != "lr"}
-        record |= {"step": step, "lr": float(values[-1]["lr"]), f"{unit}_per_second": round(rate, 1)}
+        record |= {"step": step, "lr": float(values[-1]["lr"]), f"{self._about.unit}_per_second": round(rate, 1)}
         record["norms"] = {name: float(norm) for name, norm in jax.device_get(norms).items()}
         self._emit(record)
         self._clock, self._pending, self._norms = now, [], None
@@ -122,9 +143,8 @@ class Reporter:
         for sink in self._sinks:
             sink(record)
         if "norms" in record:
-            status = f"loss {record['loss']:.3f} acc {record['accuracy']:.1%} {_largest(self._caps, record)}"
-            unit, _ = self._recipe.data.unit
-            rate = f"{record[f'{unit}_per_second']:,.0f}/s"
+            status = f"loss {record['loss']:.3f} acc {record['accuracy']:.1%} {_largest(self._about.caps, record)}"
+            rate = f"{record[f'{self._about.unit}_per_second']:,.0f}/s"
             self._progress.update(self._task, rate=rate, status=status)
 
     def _write(self, record: Record) -> None:
@@ -164,13 +184,9 @@ def _truncate(path: Path, start: int) -> None:
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
-def check_packages(recipe: Recipe) -> None:
-    """Raises UserError if a package is missing that the recipe asks for; to be called before a run is begun."""
-    training = recipe.training
-    for wanted, extra, package in (
-        (training.tensorboard, "tensorboard", "tensorboardX"),
-        (training.wandb, "wandb", "wandb"),
-    ):
+def check_packages(*, tensorboard: bool, wandb: bool) -> None:
+    """Raises UserError if a package is missing that is asked for; to be called before a run is begun."""
+    for wanted, extra, package in ((tensorboard, "tensorboard", "tensorboardX"), (wandb, "wandb", "wandb")):
         if wanted:
             try:
                 importlib.import_module(package)
@@ -178,9 +194,9 @@ def check_packages(recipe: Recipe) -> None:
                 raise UserError(f"--{extra} needs a package: pip install 'lipzoo[{extra}]'") from error
 
 
-def _optional_sinks(run: Path, recipe: Recipe, start: int, closing: contextlib.ExitStack) -> list[Sink]:
-    makers = [(recipe.training.tensorboard, _tensorboard), (recipe.training.wandb, _wandb)]
-    return [make(run, recipe, start, closing) for wanted, make in makers if wanted]
+def _optional_sinks(run: Path, about: About, start: int, closing: contextlib.ExitStack) -> list[Sink]:
+    makers = [(about.tensorboard, _tensorboard), (about.wandb, _wandb)]
+    return [make(run, about, start, closing) for wanted, make in makers if wanted]
 
 
 def flat(record: Record) -> dict[str, float]:
@@ -189,7 +205,7 @@ def flat(record: Record) -> dict[str, float]:
     return {name: value for name, value in record.items() if name not in ("step", "norms")} | norms
 
 
-def _tensorboard(run: Path, recipe: Recipe, start: int, closing: contextlib.ExitStack) -> Sink:
+def _tensorboard(run: Path, about: About, start: int, closing: contextlib.ExitStack) -> Sink:
     """Points after `start`, which a resumed run writes again, are declared void."""
     from tensorboardX import SummaryWriter
 
@@ -204,11 +220,11 @@ def _tensorboard(run: Path, recipe: Recipe, start: int, closing: contextlib.Exit
     return write
 
 
-def _wandb(run: Path, recipe: Recipe, start: int, closing: contextlib.ExitStack) -> Sink:
+def _wandb(run: Path, about: About, start: int, closing: contextlib.ExitStack) -> Sink:
     """A resumed run goes on with its own run there, which takes no point of a step that it has already."""
     import wandb  # pyright: ignore[reportMissingImports]
 
-    options = {"project": "lipzoo", "name": run.name, "dir": str(run), "config": recipe.to_json()}
+    options = {"project": "lipzoo", "name": run.name, "dir": str(run), "config": dict(about.settings)}
     try:
         session = wandb.init(id=_stored_id(run / "wandb_id"), resume="allow", **options)
     except Exception as error:  # No account, no network, a folder that cannot be written: of many types.

@@ -17,11 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lipzoo.data import Images, Text, Tokens
+from lipzoo.devices.mesh import batched, make_mesh, replicated, stored
+from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
-from lipzoo.recipe.recipe import Recipe
-from lipzoo.devices.mesh import batched, make_mesh, replicated, stored
-from lipzoo.train.train import FreeStep, abstract_state, init_state, make_evaluate, make_free_step
+from lipzoo.train.evaluate import make_evaluate
+from lipzoo.train.state import abstract_state, init_state
+from lipzoo.train.step import FreeStep, make_free_step
 
 Row = dict[str, Any]
 Curves = dict[str, np.ndarray]

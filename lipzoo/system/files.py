@@ -87,7 +87,7 @@ def _link(path: Path) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="lipzoo-")).absolute()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     if SPECIAL.search(str(folder)):
-        raise UserError(f"{path} holds one of * ? [ ] \\, and so does the folder for temporary files: change one of them")
+        raise UserError(f"{path} holds one of * ? [ ] \\, and so does the temporary folder: change one of them")
     link = folder / "link"
     link.symlink_to(path)
     return link

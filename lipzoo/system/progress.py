@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from lipzoo.system.terminal import make_console
+from lipzoo.system.streams import make_console
 
 PATIENCE = 30.0
 """Seconds between lines."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lipzoo.theory import norms
-from lipzoo.theory.bound import Scalar
+from lipzoo.theory.numbers import Scalar
 
 Role = Literal["hidden", "head", "bias", "gain", "position", "embedding"]
 Tree = TypeVar("Tree")
@@ -51,6 +51,15 @@ class Weight(eqx.Module):
     def with_array(self, array: Any) -> "Weight":
         """This weight with another array (or what stands for one: a shape, a gradient)."""
         return eqx.tree_at(lambda w: w.array, self, array, is_leaf=lambda x: x is None)
+
+
+@runtime_checkable
+class Projection(Protocol):
+    """What can bring a weight under its cap (`lipzoo.constraints`)."""
+
+    def apply(self, weight: Weight, step: Any = None) -> Weight:
+        """The weight constrained, as after an optimizer step `step`."""
+        ...
 
 
 Measure = Callable[[Weight], Scalar]

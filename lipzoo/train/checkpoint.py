@@ -21,37 +21,26 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
-import lipzoo
-from lipzoo.train.digests import Arrays, checksums, json_digest
+from lipzoo.devices.processes import is_first
+from lipzoo.models import AbstractModule
+from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import plain
-from lipzoo.models import AbstractModule
-from lipzoo.devices.processes import is_first
-from lipzoo.recipe.recipe import Recipe
-from lipzoo.train.restore import (
+from lipzoo.train.arrays import check_arrays, read_arrays, weight_arrays, with_arrays
+from lipzoo.train.contents import about, items, rest_arrays, shapes_of, storable, validation_loss, with_rest
+from lipzoo.train.load import Loaded as Loaded
+from lipzoo.train.load import load as load
+from lipzoo.train.reading import (
     Damaged,
     Misplaced,
-    Shapes,
-    check_arrays,
     check_whole,
-    find_steps,
     first_line,
     item_json,
-    read_about,
-    read_arrays,
-    read_recipe,
     step_number,
-    weight_arrays,
-    with_arrays,
 )
-from lipzoo.train.restore import Loaded as Loaded
-from lipzoo.train.restore import load as load
-from lipzoo.train.train import State, abstract_state
-from lipzoo.theory.weight import map_weights, weights
+from lipzoo.train.state import State
 
 SPARE_BYTES = 1 << 19
 """Room for what a checkpoint holds beside the arrays."""
@@ -85,15 +74,15 @@ class Checkpoints:
         self.check_place(state, data, recipe)
         self._wait()
         step, place = int(state.step), dict(data.get_state())  # The same in all processes: any number can resume.
-        parts = {"model": weight_arrays(state.model), "rest": _rest_arrays(state)}
-        arrays = {name: _storable(part) for name, part in parts.items()}
+        parts = {"model": weight_arrays(state.model), "rest": rest_arrays(state)}
+        arrays = {name: storable(part) for name, part in parts.items()}
         self._check_space(sum(array.nbytes for part in arrays.values() for array in part.values()))
-        items = _items(arrays, {"data": place, "recipe": _about(step, recipe, metrics)})
-        shapes = {name: _shapes(part) for name, part in parts.items()}
+        contents = items(arrays, {"data": place, "recipe": about(step, recipe, metrics)})
+        shapes = {name: shapes_of(part) for name, part in parts.items()}
         with self._writing(step):
             if is_first() and (self._folder / str(step)).exists():
                 self.set_aside(step)
-            self._writer.save(plain(self._folder) / str(step), args=ocp.args.Composite(**items))
+            self._writer.save(plain(self._folder) / str(step), args=ocp.args.Composite(**contents))
         self._job = self._beside.submit(self._settle, step, shapes)
 
     def _settle(self, step: int, shapes: Mapping[str, Any]) -> None:
@@ -119,7 +108,7 @@ class Checkpoints:
             path = self._folder / str(number)
             with contextlib.suppress(Damaged, UserError):
                 if number <= newest:
-                    losses[path] = _validation_loss(path)
+                    losses[path] = validation_loss(path)
         best = min(losses, key=losses.__getitem__, default=None)
         return [path for path in list(losses)[self._keep :] if path != best or losses[path] == math.inf]
 
@@ -174,8 +163,8 @@ class Checkpoints:
         path = self._folder / str(step)
         check_whole(path)
         model = read_arrays(path, "model", weight_arrays(like.model))
-        rest = read_arrays(path, "rest", _rest_arrays(like))
-        restored = _with_rest(like, rest)
+        rest = read_arrays(path, "rest", rest_arrays(like))
+        restored = with_rest(like, rest)
         if int(restored.step) != step:
             raise Misplaced(f"it holds step {int(restored.step)}")
         try:
@@ -225,108 +214,13 @@ def save_model(run: Path, step: int, model: AbstractModule, recipe: Recipe) -> P
     """Writes a checkpoint of weights alone: tools can load it, but no run can go on from it."""
     path = run.absolute() / "checkpoints" / str(step)
     path.parent.mkdir(parents=True, exist_ok=True)
-    items = _items({"model": _storable(weight_arrays(model))}, {"recipe": _about(step, recipe, {})})
+    contents = items({"model": storable(weight_arrays(model))}, {"recipe": about(step, recipe, {})})
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(plain(path.parent) / str(step), args=ocp.args.Composite(**items))
+            checkpointer.save(plain(path.parent) / str(step), args=ocp.args.Composite(**contents))
     except Exception as error:  # As in Checkpoints: of many types, to the user one mishap.
         raise UserError(f"could not write {path} ({_mishap(error)}): delete {run} and try again") from error
     return path
-
-
-def newest_whole(run: Path) -> Path | None:
-    """The newest checkpoint of a run of which everything is whole; None if there is no checkpoint yet.
-
-    **Raises:** UserError if none is whole, or one cannot be used for another reason.
-    """
-    failures = []
-    for path in find_steps(run):
-        try:
-            check_step(path)
-            return path
-        except Damaged as error:
-            failures.append(f"step {path.name} {error.says}: {error}")
-    if failures:
-        raise UserError(
-            f"no checkpoint of {run} can be used as it is ({'; '.join(failures)}): mend that, or start a new run"
-        )
-    return None
-
-
-def check_step(path: Path) -> None:
-    """Reads all of a step, in this process and without a device. Raises Damaged."""
-    check_whole(path)
-    state = abstract_state(read_recipe(path))
-    for item, like in (("model", weight_arrays(state.model)), ("rest", _rest_arrays(state))):
-        check_arrays(path, item, _shapes(like))
-
-
-def _about(step: int, recipe: Recipe, metrics: Mapping[str, float]) -> dict[str, Any]:
-    return {"lipzoo": lipzoo.__version__, "step": step, "metrics": dict(metrics), "recipe": recipe.to_json()}
-
-
-def _items(arrays: Mapping[str, Arrays], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays, JSON values, and the digests of both, as Orbax takes them."""
-    digests = {name: checksums(part) for name, part in arrays.items()}
-    digests |= {name: json_digest(value) for name, value in values.items()}
-    return {
-        **{name: ocp.args.StandardSave(part) for name, part in arrays.items()},
-        **{name: ocp.args.JsonSave(value) for name, value in {**values, "digests": digests}.items()},
-    }
-
-
-def _validation_loss(step: Path) -> float:
-    """The loss noted with a step, infinite if there is none. Raises Damaged."""
-    loss = read_about(step).get("metrics", {}).get("val_loss", math.inf)
-    return loss if isinstance(loss, float) and not math.isnan(loss) else math.inf
-
-
-def _shapes(arrays: Mapping[str, Any]) -> Shapes:
-    return {name: (tuple(x.shape), np.dtype(x.dtype)) for name, x in arrays.items()}
-
-
-def _rest_arrays(state: State) -> Arrays:
-    """Everything but the model, by names that depend on no model's structure: its parts are named after its weights."""
-    arrays: Arrays = {}
-    for path, node in _rest_nodes(state):
-        name = jax.tree_util.keystr(path)
-        if isinstance(node, AbstractModule):
-            arrays |= {f"{name}.{weight.name}": weight.array for weight in weights(node)}
-        else:
-            arrays[name] = node
-    return arrays
-
-
-def _with_rest(state: State, arrays: Arrays) -> State:
-    """`state` with everything but the model taken from the arrays of `_rest_arrays`."""
-
-    def fill(path: Any, node: Any) -> Any:
-        name = jax.tree_util.keystr(path)
-        if not isinstance(node, AbstractModule):
-            return arrays[name]
-        return map_weights(lambda weight: weight.with_array(arrays[f"{name}.{weight.name}"]), node)
-
-    rest = (state.opt_state, state.step, state.key)
-    return State(state.model, *jax.tree_util.tree_map_with_path(fill, rest, is_leaf=_is_module))
-
-
-def _rest_nodes(state: State) -> Any:
-    return jax.tree_util.tree_leaves_with_path((state.opt_state, state.step, state.key), is_leaf=_is_module)
-
-
-def _is_module(node: Any) -> bool:
-    return isinstance(node, AbstractModule)
-
-
-def _storable(arrays: Arrays) -> Arrays:
-    """What of the arrays is handed to Orbax, by the names that it is stored under (`lipzoo.train.restore.WORDS`)."""
-    wide = {name for name, x in arrays.items() if x.dtype.itemsize == 8}
-    return {f"{n}:{x.dtype}" if n in wide else n: _words(x) if n in wide else x for n, x in arrays.items() if x.size}
-
-
-@jax.jit
-def _words(x: Any) -> Any:
-    return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 
 def _unused(path: Path, word: str) -> Path:

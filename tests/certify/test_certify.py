@@ -14,8 +14,9 @@ import lipzoo
 from lipzoo.certify import run as certify
 from lipzoo.certify.certificate import Certificate
 from lipzoo.cli.train import guarded
+from lipzoo.layers.compose import PerToken
+from lipzoo.layers.linear import Affine
 from lipzoo.models import MLP, ConvexResidual, Linear, ReLU, Sequential
-from lipzoo.layers.layers import Affine, PerToken
 from lipzoo.theory.space import Vector
 from lipzoo.theory.weight import Weight, map_weights, weights
 from tests.conftest import svd_norm

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from lipzoo.cli.train import main, parse
-from lipzoo.system.errors import UserError
-from lipzoo.optim import EBCConfig
 from lipzoo.devices.processes import ProcessConfig
+from lipzoo.optim import EBCConfig
 from lipzoo.recipe.unused import named_fields
+from lipzoo.system.errors import UserError
 from recipes import cifar_mlp, digits_mlp
 from tests.recipe.test_recipe import PARTS
 

@@ -5,14 +5,13 @@ import math
 
 import pytest
 
-from lipzoo.recipe.recipe import memory
 from lipzoo.cli.train import parse
 from lipzoo.data import TextConfig
-from lipzoo.system.errors import UserError
 from lipzoo.models import GPTConfig
 from lipzoo.optim import EBCConfig
 from lipzoo.optim.ebc.control import ControllerConfig
-from lipzoo.recipe.recipe import Recipe
+from lipzoo.recipe.recipe import Recipe, memory
+from lipzoo.system.errors import UserError
 from recipes import digits_mlp, gpt145m, shakespeare_gpt
 from tests.recipe.test_recipe import make
 

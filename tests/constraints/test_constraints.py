@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipzoo.theory import msign
 from lipzoo.constraints import (
     CONSTRAINTS,
     Constraint,
@@ -28,6 +27,7 @@ from lipzoo.constraints import (
 from lipzoo.constraints.hard_cap import HARD_CAP_ROWS
 from lipzoo.constraints.soft_cap import LARGEST_SHRINK, MAX_ROUNDS, round_loss, soft_cap_round, solve
 from lipzoo.models import Linear
+from lipzoo.theory import msign
 from lipzoo.theory.weight import Weight, exact_norm
 from tests.theory.test_msign import evaluate
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipzoo.theory import msign
-from lipzoo.system.errors import UserError
 from lipzoo.devices.mesh import batched, make_mesh, mesh_shape, place, process_rows, spread, stored
-from lipzoo.train.train import init_state, make_train_step
+from lipzoo.system.errors import UserError
+from lipzoo.theory import msign
+from lipzoo.train.state import init_state
+from lipzoo.train.step import make_train_step
 from recipes.gpt145m import VARIANTS
 
 STEPS = 20

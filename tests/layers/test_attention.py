@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipzoo.theory.bound import Bound
 from lipzoo.constraints import SvdCap
-from lipzoo.models import Attention
 from lipzoo.layers.attention import rotate
-from lipzoo.layers.layers import Mask
+from lipzoo.layers.base import Mask
+from lipzoo.models import Attention
+from lipzoo.theory.bound import Bound
 from lipzoo.theory.space import Tokens
 from lipzoo.theory.weight import Weight, cap_norm, exact_norm, gram_norm, set_caps, weights
 

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipzoo.theory.bound import Bound
 from lipzoo.constraints import SvdCap
+from lipzoo.layers.activation import GELU_DIVISOR, GELU_SLOPE, SquaredReLU
+from lipzoo.layers.compose import PerToken, Residual
+from lipzoo.layers.linear import Affine
+from lipzoo.layers.normalization import Center, RMSNorm, layer_norm
 from lipzoo.models import (
     GELU,
     MLP,
@@ -22,18 +25,8 @@ from lipzoo.models import (
     Sequential,
     Tanh,
 )
-from lipzoo.layers.layers import (
-    GELU_DIVISOR,
-    GELU_SLOPE,
-    Affine,
-    Center,
-    PerToken,
-    Residual,
-    RMSNorm,
-    SquaredReLU,
-    layer_norm,
-)
 from lipzoo.models.lipsformer import WeightedResidual, center_norm
+from lipzoo.theory.bound import Bound
 from lipzoo.theory.space import Tokens, Vector
 from lipzoo.theory.weight import Weight, cap_norm, check_names, exact_norm, gram_norm, set_caps, weights
 from tests.conftest import svd_norm

@@ -13,14 +13,15 @@ import numpy as np
 import optax
 import pytest
 
-from lipzoo.theory import msign
-from lipzoo.theory.bound import Bound
 from lipzoo.certify.certificate import Certificate
 from lipzoo.constraints import SpectralNormalize, SvdCap
+from lipzoo.layers.compose import PerToken
+from lipzoo.layers.stack import Stack
 from lipzoo.models import GELU, GPT, Linear, Sequential
-from lipzoo.models.gpt import GPTConfig, Stack
-from lipzoo.layers.layers import PerToken, project
+from lipzoo.models.gpt_config import GPTConfig
 from lipzoo.optim import OptimizerConfig
+from lipzoo.theory import msign
+from lipzoo.theory.bound import Bound
 from lipzoo.theory.space import Tokens, Vector
 from lipzoo.theory.weight import Weight, cap_norm, exact_norm, map_weights, set_caps, weights
 
@@ -104,7 +105,7 @@ def test_ten_steps_end_at_the_published_weights(case, optimizer, lr, loss_margin
                 return weight.with_array(cap_rows(weight.array))
             if case == "muon_spec_normalize":
                 capped = dataclasses.replace(weight, cap=1.0)
-                return weight.with_array(project(capped, SpectralNormalize(), None).array)
+                return weight.with_array(SpectralNormalize().apply(capped).array)
             eta = rate * PUBLISHED[f"norms.{weight.name}"]
             return weight if case == "adam_none" else published_soft_cap(weight, eta)
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from lipzoo.certify.certificate import Certificate
-from lipzoo.models import GPT, GPTConfig
 from lipzoo.layers.attention import rotate
+from lipzoo.models import GPT, GPTConfig
 from lipzoo.models.lipsformer import FIRST_STRENGTH
-from lipzoo.recipe.recipe import ConstraintConfig, Recipe
+from lipzoo.recipe.constraint import ConstraintConfig
+from lipzoo.recipe.recipe import Recipe
 from lipzoo.theory.weight import map_weights, weights
 from tests.conftest import svd_norm
 

@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 
 import lipzoo
+from lipzoo.cli.run import train
 from lipzoo.data.digits import load_digits
-from lipzoo.system.errors import UserError
-from lipzoo.train.loop import train
+from lipzoo.devices.mesh import batched, make_mesh
 from lipzoo.models import GPT, MLP, GPTConfig
 from lipzoo.optim import EBCConfig, OptimizerConfig
-from lipzoo.optim.ebc.clip import clip_by_predictions, mean_kl, shrink_until, telemetry
+from lipzoo.optim.ebc.clip import clip_by_predictions, shrink_until
 from lipzoo.optim.ebc.control import ControllerConfig, GuardConfig, SurrogateConfig
+from lipzoo.optim.ebc.divergence import mean_kl
+from lipzoo.optim.ebc.state import telemetry
 from lipzoo.report.metrics import read_metrics
-from lipzoo.devices.mesh import batched, make_mesh
-from lipzoo.train.train import init_state, make_train_step
+from lipzoo.system.errors import UserError
 from lipzoo.theory.weight import map_weights, weights
+from lipzoo.train.state import init_state
+from lipzoo.train.step import make_train_step
 from tests.conftest import SMALL_RUN, svd_norm
 from tests.recipe.test_recipe import make
 

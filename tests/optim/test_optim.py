@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from lipzoo.theory import msign
 from lipzoo.models import MLP
-from lipzoo.optim import OptimizerConfig, schedule
+from lipzoo.optim import OptimizerConfig
+from lipzoo.optim.schedules import schedule
+from lipzoo.theory import msign
 from lipzoo.theory.weight import map_weights, weights
 from tests.conftest import svd_norm
 

@@ -9,10 +9,12 @@ import pytest
 
 from lipzoo.cli.train import parse
 from lipzoo.data import DataConfig, TextConfig, TokensConfig
-from lipzoo.system.errors import UserError
 from lipzoo.models import GPTConfig, MLPConfig
 from lipzoo.optim import OptimizerConfig
-from lipzoo.recipe.recipe import ConstraintConfig, Recipe, TrainingConfig
+from lipzoo.recipe.constraint import ConstraintConfig
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.recipe.training import TrainingConfig
+from lipzoo.system.errors import UserError
 from lipzoo.theory.weight import weights
 from recipes import cifar_mlp, digits_mlp
 from tests.conftest import svd_norm

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from lipzoo.sweep import ablation
 from lipzoo.data.synthetic import LETTERS
-from lipzoo.system.errors import UserError
 from lipzoo.models import GPTConfig
 from lipzoo.recipe.recipe import Recipe
+from lipzoo.sweep import ablation
+from lipzoo.system.errors import UserError
 from recipes.ebc_ablation import ablate
 
 TINY = {"steps": 6, "batch-size": 2, "seq-len": 8, "num-blocks": 1, "d-embed": 8, "num-heads": 2}

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from lipzoo.system.errors import UserError
-from lipzoo.train.loop import train
+from lipzoo.cli.run import train
 from lipzoo.report.metrics import flat, read_metrics
+from lipzoo.system.errors import UserError
 from tests.conftest import SMALL_RUN
 from tests.recipe.test_recipe import make
 

@@ -16,7 +16,9 @@ from lipzoo.data.download import cache_dir
 from lipzoo.system.errors import Interrupted, UserError
 from lipzoo.system.files import expanded
 from lipzoo.system.progress import waiting
-from lipzoo.system.terminal import ABANDONED, abandonable, guarded, make_console, outliving_readers
+from lipzoo.system.signals import ABANDONED, abandonable
+from lipzoo.system.streams import make_console, outliving_readers
+from lipzoo.system.terminal import guarded
 
 
 def stream(encoding):

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipzoo.theory.bound import Bound, format_power, weighted_sum
+from lipzoo.theory.bound import Bound, weighted_sum
+from lipzoo.theory.numbers import format_power
 from lipzoo.theory.space import Vector
 
 SPACE = Vector((4,))

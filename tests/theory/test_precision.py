@@ -10,10 +10,11 @@ import pytest
 
 from lipzoo.constraints import SoftCap, Step
 from lipzoo.data.digits import load_digits
-from lipzoo.theory.precision import FLOAT8, rounded
 from lipzoo.devices.mesh import batched, make_mesh
-from lipzoo.train.train import init_state, make_train_step
+from lipzoo.theory.precision import FLOAT8, rounded
 from lipzoo.theory.weight import weights
+from lipzoo.train.state import init_state
+from lipzoo.train.step import make_train_step
 from tests.conftest import svd_norm
 from tests.recipe.test_recipe import make
 

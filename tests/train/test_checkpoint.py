@@ -14,22 +14,21 @@ import numpy as np
 import pytest
 
 import lipzoo
-from lipzoo.train import checkpoint
-from lipzoo.train import digests
-from lipzoo.train.checkpoint import Checkpoints, save_model
+from lipzoo.cli.run import train
 from lipzoo.cli.train import parse
 from lipzoo.data import DataConfig
 from lipzoo.data.digits import load_digits
-from lipzoo.system.errors import UserError
-from lipzoo.recipe.format1 import current_name
-from lipzoo.system.lock import held
-from lipzoo.train.loop import train
+from lipzoo.devices.mesh import make_mesh
 from lipzoo.models import GPTConfig, MLPConfig
 from lipzoo.optim import EBCConfig, OptimizerConfig
+from lipzoo.recipe.format1 import current_name
 from lipzoo.recipe.recipe import Recipe
-from lipzoo.train.restore import Damaged, check_whole, find_steps
-from lipzoo.devices.mesh import make_mesh
-from lipzoo.train.train import State, abstract_state, init_state
+from lipzoo.system.errors import UserError
+from lipzoo.system.lock import held
+from lipzoo.train import checkpoint, digests
+from lipzoo.train.checkpoint import Checkpoints, save_model
+from lipzoo.train.reading import Damaged, check_whole, find_steps
+from lipzoo.train.state import State, abstract_state, init_state
 from recipes import digits_mlp
 from tests.conftest import SMALL_RUN
 from tests.recipe.test_recipe import make

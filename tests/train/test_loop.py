@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 
 import lipzoo
-from lipzoo.train import loop
 from lipzoo.certify.certificate import Certificate
-from lipzoo.train.checkpoint import Checkpoints
+from lipzoo.cli.run import train
 from lipzoo.data.digits import load_digits
-from lipzoo.system.errors import Interrupted, UserError
-from lipzoo.train.loop import train
+from lipzoo.devices.mesh import make_mesh
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.report.metrics import Reporter, read_metrics
-from lipzoo.devices.mesh import make_mesh
-from lipzoo.train.train import init_state
+from lipzoo.system.errors import Interrupted, UserError
 from lipzoo.theory.weight import map_weights, weights
+from lipzoo.train import loop
+from lipzoo.train.checkpoint import Checkpoints
+from lipzoo.train.state import init_state
 from tests.conftest import SMALL_RUN
 from tests.recipe.test_recipe import make
 

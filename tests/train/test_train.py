@@ -8,11 +8,14 @@ import pytest
 
 from lipzoo.certify.certificate import Certificate
 from lipzoo.constraints import CONSTRAINTS
+from lipzoo.constraints.seal import seal
 from lipzoo.data.digits import load_digits
-from lipzoo.system.errors import UserError
 from lipzoo.devices.mesh import batched, make_mesh
-from lipzoo.train.train import forward, init_state, layer_norms, make_evaluate, make_train_step, seal
+from lipzoo.system.errors import UserError
 from lipzoo.theory.weight import exact_norm, map_weights, weights
+from lipzoo.train.evaluate import make_evaluate
+from lipzoo.train.state import init_state, layer_norms
+from lipzoo.train.step import forward, make_train_step
 from tests.conftest import svd_norm
 from tests.recipe.test_recipe import make
 

@@ -41,127 +41,27 @@ at the end of a schedule alone; `target_schedule lr` multiplies δ by (l/l_peak)
 schedule as long as the direction's effect on the predictions is the same.
 """
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool
 
-from lipzoo.optim.ebc.control import ControllerConfig, GuardConfig, SurrogateConfig
-from lipzoo.theory.weight import Weight, map_weights, weights
+from lipzoo.optim.ebc.config import EBCConfig
+from lipzoo.optim.ebc.divergence import fisher_variance, mean_kl
+from lipzoo.optim.ebc.layers import layer_budget, layer_table, refreshed, size_of_change, step_norms
+from lipzoo.optim.ebc.state import EBCState, LogitsFn, Scalar
 
-Aggregate = Literal["l1", "l2", "exact"]
-LogitsFn = Callable[[Any], Float[Array, "tokens classes"]]
-Scalar = Float[Array, ""]
-PROBE_FRACTION = 32
-"""The probe is this part of a batch unless told otherwise: per token, a JVP costs about as much as a training step."""
 MOST_TRIES = 8
 """Smaller steps tried where the divergence is above δ; each may be an eighth of the one before."""
-MOST_REFINED = 16
-MATRIX_AXES = {"embedding": 3, "gain": 3}
-"""Axes of a matrix that is not stacked, by role, where they are not 2: rows or entries of one table are one layer."""
 
 
-@dataclasses.dataclass(frozen=True)
-class EBCConfig:
-    """The part of a recipe that describes the trust region. Options of β are not for `exact`."""
-
-    enable: bool = False
-    """Limit every step's effect on the predictions."""
-    target_kl: float = 0.05
-    """δ: the KL divergence between predictions before and after the optimizer's step (decay and constraint not
-    counted), in nats per token of the probe: the most that exact allows, what l1 and l2 aim below."""
-    target_schedule: Literal["constant", "lr"] = "constant"
-    """Whether δ stays, or goes with the square of the learning rate's schedule."""
-    aggregate: Aggregate = "l1"
-    """l1, l2: the published budgets over layers, estimates that keep no limit; exact: one derivative along the whole
-    update, and a measurement that holds every step within the target."""
-    update_every: int = 20
-    """Steps between measurements: of β for some layers, and of the applied KL."""
-    probe_layers: int = 2
-    """Layers whose β is measured each time, in turn."""
-    beta_ema: float = 0.9
-    """Weight of the old β in the moving average."""
-    beta_huber_delta: float = 0.0
-    """Largest change that a measurement may ask of β; 0 for no limit."""
-    beta_full_sweep: int = 200
-    """Steps between measurements of all layers; in the first of these periods also at steps 0, 1, 2, 4, 8, …."""
-    safety: float = 1.05
-    """Factor on β."""
-    center_logits: bool = True
-    """Take the mean over classes off the change of each token's logits before its norm."""
-    refine: int = 0
-    """For exact: how often each step corrects c, up or down, by the divergence that it really causes, before it is held
-    within the target; once costs a forward pass of the probe."""
-    include_embed_out: bool = False
-    """Count embedding and head as layers too; exact always takes the whole update."""
-    probe_tokens: int = 0
-    """Tokens (or images) of the batch that form the probe; 0 for 1/32 of the batch."""
-    controller: ControllerConfig = ControllerConfig()
-    guard: GuardConfig = GuardConfig()
-    surrogate: SurrogateConfig = SurrogateConfig()
-
-    def refusal(self, model: Any) -> str | None:
-        """Why this model cannot be trained so, or None."""
-        if not self.enable:
-            return None
-        if not self.target_kl > 0:
-            return f"--ebc.target-kl must be positive, got {self.target_kl}"
-        for name in ("update_every", "probe_layers", "beta_full_sweep"):
-            if getattr(self, name) < 1:
-                return f"--ebc.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
-        if not 0 <= self.beta_ema < 1 or not 0 <= self.beta_huber_delta < math.inf:
-            return "--ebc.beta-ema must lie between 0 and 1, and --ebc.beta-huber-delta be at least 0 and finite"
-        if not 0 < self.safety < math.inf or self.probe_tokens < 0 or self.refine < 0:
-            return "--ebc.safety must be positive and finite, --ebc.probe-tokens and --ebc.refine at least 0"
-        if self.refine > MOST_REFINED:
-            return f"--ebc.refine must be at most {MOST_REFINED}: every time is a forward pass, got {self.refine}"
-        if self.refine and self.aggregate != "exact":
-            return "--ebc.refine is for --ebc.aggregate exact"
-        if self.aggregate != "exact" and not _layers(self, model):
-            return "--ebc.aggregate l1 and l2 find no layer but embedding and head: add --ebc.include-embed-out"
-        return self.controller.refusal(self.target_kl) or self.guard.refusal() or self.surrogate.refusal()
-
-    def probe_shape(self, examples: int, tokens: int) -> tuple[int, int]:
-        """Examples and tokens of each that the probe takes from a batch of so many examples of so many tokens."""
-        wanted = self.probe_tokens or max(examples * tokens // PROBE_FRACTION, 1)
-        length = min(wanted, tokens)
-        return min(max(wanted // length, 1), examples), length
-
-    def build(self) -> optax.GradientTransformationExtraArgs | None:
-        """The transformation, or None if it is off."""
-        return clip_by_predictions(self) if self.enable else None
-
-
-class EBCState(NamedTuple):
-    """What EBC remembers, and (from `tau` on) what it tells of the last step or measurement."""
-
-    step: Int[Array, ""]
-    beta: Float[Array, " layers"]
-    target: Scalar
-    """δ*. It is no constant of the compiled step, so that runs at several targets share one compilation."""
-    delta: Scalar
-    """δ before `target_schedule`: the target, unless a controller moves it."""
-    error: Scalar
-    """The controller's moving average of its error."""
-    tau_scale: Scalar
-    """The guard's factor on τ."""
-    surrogate: Scalar
-    """The calibration's moving average of ρ."""
-    tau: Scalar
-    budget: Scalar
-    """S, calibrated."""
-    c: Scalar
-    kl: Scalar
-    """Applied KL when it was last measured (in every step, with `exact`), in nats per token."""
-    rho: Scalar
-    """‖Δz‖/(c·S) when it was last measured."""
+def trust_region(config: EBCConfig) -> optax.GradientTransformationExtraArgs | None:
+    """The transformation of a configuration, or None if it is off."""
+    return clip_by_predictions(config) if config.enable else None
 
 
 def clip_by_predictions(config: EBCConfig) -> optax.GradientTransformationExtraArgs:
@@ -177,7 +77,7 @@ def clip_by_predictions(config: EBCConfig) -> optax.GradientTransformationExtraA
     """
 
     def init(params: Any) -> EBCState:
-        beta = jnp.zeros(sum(count for _, count in _layers(config, params).values()), jnp.float32)
+        beta = jnp.zeros(sum(count for _, count in layer_table(config, params).values()), jnp.float32)
         target, one, zero = config.target_kl, 1.0, 0.0
         scalars = [target, target, zero, one, one, one, one, one, zero, one]
         # Every field is an array of its own, since the compiled step is given its state's buffers.
@@ -204,30 +104,12 @@ def clip_by_predictions(config: EBCConfig) -> optax.GradientTransformationExtraA
     return optax.GradientTransformationExtraArgs(init, transform)
 
 
-def telemetry(opt_state: Any) -> dict[str, Scalar]:
-    """What the EBC inside an optimizer's state tells of the last step; empty if there is none."""
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(node)]
-    if not found:
-        return {}
-    (state,) = found
-    told = ("tau", "budget", "c", "kl", "rho", "delta", "tau_scale", "surrogate")
-    values = {f"ebc_{name}": getattr(state, name) for name in told}
-    values["ebc_clipped"] = (state.c < 1).astype(jnp.float32)
-    if state.beta.size:
-        values |= {"ebc_beta_mean": state.beta.mean(), "ebc_beta_max": state.beta.max()}
-    return values
-
-
-def _is_state(node: Any) -> bool:
-    return isinstance(node, EBCState)
-
-
 def _clip_by_layers(
     config: EBCConfig, state: EBCState, schedule: Scalar, logits_fn: LogitsFn, params: Any, step: Any
 ) -> EBCState:
     """β, τ, S and c of the published budget."""
-    beta = _refresh(config, state, logits_fn, params, step)
-    budget = layer_budget(config, beta, _layer_norms(config, step)) * config.surrogate.factor(state.surrogate)
+    beta = refreshed(config, state, logits_fn, params, step)
+    budget = layer_budget(config, beta, step_norms(config, step)) * config.surrogate.factor(state.surrogate)
     tokens = jax.eval_shape(logits_fn, params).shape[0]
     tau = state.tau_scale * jnp.sqrt(4 * tokens * state.delta * schedule)
     return state._replace(beta=beta, tau=tau, budget=budget, c=_quotient(tau, budget))
@@ -278,103 +160,6 @@ def _quotient(tau: Scalar, budget: Scalar) -> Scalar:
     return jnp.where(budget > tau, tau / budget, 1.0)
 
 
-def _layers(config: EBCConfig, params: Any) -> dict[str, tuple[int, int]]:
-    """For each weight in scope, by name, its first layer and its number of layers; none for `exact`."""
-    table: dict[str, tuple[int, int]] = {}
-    first = 0
-    for weight in weights(params):
-        if config.aggregate != "exact" and (config.include_embed_out or weight.role not in ("embedding", "head")):
-            stacked = np.shape(weight.array)[: -MATRIX_AXES.get(weight.role, 2)]
-            table[weight.name] = (first, stacked[0] if stacked else 1)
-            first += table[weight.name][1]
-    return table
-
-
-def _layer_norms(config: EBCConfig, step: Any) -> Float[Array, " layers"]:
-    """The Frobenius norm of every layer of a step."""
-    table = _layers(config, step)
-    chosen = [weight for weight in weights(step) if weight.name in table]
-    return jnp.concatenate([jnp.linalg.norm(w.array.reshape(table[w.name][1], -1), axis=1) for w in chosen])
-
-
-def _one_layer(config: EBCConfig, step: Any, layer: Int[Array, ""]) -> Any:
-    """The step of one layer, zero elsewhere."""
-    table = _layers(config, step)
-
-    def mask(weight: Weight) -> Weight:
-        first, count = table.get(weight.name, (-1, 1))
-        keep = first + jnp.arange(count, dtype=jnp.int32) == layer
-        rows = weight.array.reshape(count, -1)
-        return weight.with_array(jnp.where(keep[:, None], rows, 0).reshape(weight.array.shape))
-
-    return map_weights(mask, step)
-
-
-def layer_budget(config: EBCConfig, beta: Float[Array, " layers"], norms: Float[Array, " layers"]) -> Scalar:
-    """S from β and the norms of the layers' steps."""
-    terms = config.safety * beta * norms
-    return terms.sum() if config.aggregate == "l1" else jnp.sqrt(terms.size * (terms**2).sum())
-
-
-def fisher_variance(
-    logits: Float[Array, "tokens classes"], change: Float[Array, "tokens classes"]
-) -> Float[Array, " tokens"]:
-    """Var_p(Δz) of each token, p = softmax(z)."""
-    p = jax.nn.softmax(logits)
-    centred = change - (p * change).sum(-1, keepdims=True)
-    return (p * centred**2).sum(-1)
-
-
-def mean_kl(before: Float[Array, "tokens classes"], after: Float[Array, "tokens classes"]) -> Scalar:
-    """Mean KL(softmax(before) ‖ softmax(after)), as log E_p exp(d - E_p d): small values keep their digits."""
-    log_p = jax.nn.log_softmax(before)
-    p, change = jnp.exp(log_p), after - before
-    change = change - (p * change).sum(-1, keepdims=True)
-    small = jnp.clip(change, -1, 1)  # Large ones would overflow here, and need no care.
-    near = jnp.log1p((p * (jnp.expm1(small) - small)).sum(-1))
-    return jnp.where(jnp.abs(change).max(-1) < 1, near, jax.nn.logsumexp(log_p + change, axis=-1)).mean()
-
-
-def _size(config: EBCConfig, change: Float[Array, "tokens classes"]) -> Scalar:
-    """‖Δz‖ of the published budget."""
-    return jnp.linalg.norm(change - change.mean(-1, keepdims=True) if config.center_logits else change)
-
-
-def _refresh(
-    config: EBCConfig, state: EBCState, logits_fn: LogitsFn, params: Any, step: Any
-) -> Float[Array, " layers"]:
-    """β after this step's measurements: none, a few layers in turn, or all of them.
-
-    Where a weight starts at zero, the layers before it move nothing at first, so in the first period all layers are
-    also measured at powers of two. The first β above zero enters the moving average with full weight.
-    """
-    now, layers = state.step, state.beta.size
-    few = min(config.probe_layers, layers)
-
-    def sweep(indices: Int[Array, " some"]) -> Float[Array, " layers"]:
-        _, move = jax.linearize(logits_fn, params)
-        norms = _layer_norms(config, step)
-
-        def measure(layer: Int[Array, ""]) -> Scalar:
-            return _size(config, move(_one_layer(config, step, layer))) / jnp.maximum(norms[layer], 1e-30)
-
-        return state.beta.at[indices].set(_smooth(config, state.beta[indices], jax.lax.map(measure, indices)))
-
-    early = (now < config.beta_full_sweep) & (now & (now - 1) == 0)
-    everything = early | (now % config.beta_full_sweep == 0)
-    turn = (now // config.update_every * few + jnp.arange(few, dtype=jnp.int32)) % layers
-    branches = [lambda: state.beta, lambda: sweep(turn), lambda: sweep(jnp.arange(layers, dtype=jnp.int32))]
-    return jax.lax.switch(jnp.where(everything, 2, (now % config.update_every == 0).astype(jnp.int32)), branches)
-
-
-def _smooth(config: EBCConfig, old: Float[Array, " some"], new: Float[Array, " some"]) -> Float[Array, " some"]:
-    """The moving average; its residual is limited as in Huber's estimate of a mean."""
-    residual = new - old
-    if config.beta_huber_delta:
-        residual = jnp.clip(residual, -config.beta_huber_delta, config.beta_huber_delta)
-    return jnp.where(old > 0, old + (1 - config.beta_ema) * residual, new)
-
-
 def _moved(params: Any, step: Any, c: Scalar) -> Any:
     return jax.tree.map(lambda w, s: w + c * s, params, step)
 
@@ -387,7 +172,7 @@ def _measure(config: EBCConfig, logits_fn: LogitsFn, params: Any, step: Any, sta
         return state.kl, jnp.where(expected > 0, jnp.sqrt(2 * tokens * state.kl) / expected, 1.0)
     before = logits_fn(params)
     after = logits_fn(_moved(params, step, state.c))
-    return mean_kl(before, after), jnp.where(expected > 0, _size(config, after - before) / expected, 1.0)
+    return mean_kl(before, after), jnp.where(expected > 0, size_of_change(config, after - before) / expected, 1.0)
 
 
 def _control(

@@ -1,0 +1,31 @@
+"""A recipe trained, and what was stored of it certified and drawn."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from lipzoo.certify.run import certify
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.report.ebc_plots import plot_ebc
+from lipzoo.report.plots import plot_run
+from lipzoo.theory.numbers import format_power
+from lipzoo.theory.weight import weights
+from lipzoo.train import run as runs
+
+
+def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
+    """Trains a recipe in the directory `run` and certifies the last checkpoint (see `lipzoo.train.run.train`)."""
+    return runs.train(recipe, run, resume=resume, finish=finish)
+
+
+def finish(recipe: Recipe, run: Path, console: Console) -> None:
+    """Certifies what was stored, and draws the curves."""
+    certificate, _, path = certify(run, console)
+    console.print(certificate)
+    model = recipe.abstract_model()
+    caps = {weight.name: weight.cap for weight in weights(model)}
+    bound = format_power(certificate.certified.log10_lipschitz)
+    picture = plot_run(run, caps, f"{recipe.name}: certified Lipschitz bound {bound}")
+    console.print(f"wrote {path} and {picture}", soft_wrap=True)
+    if recipe.ebc.enable:
+        plot_ebc(run, recipe.name)

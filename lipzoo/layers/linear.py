@@ -1,0 +1,104 @@
+"""Linear maps, and fixed ones: matrices, gains, factors, reshaping."""
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from lipzoo.layers.base import AbstractModule, check_axes, check_column, check_shape, check_weight
+from lipzoo.theory.bound import Bound
+from lipzoo.theory.numbers import Scalar, namespace
+from lipzoo.theory.space import Space, SpaceError, Tokens, Vector, example_shape
+from lipzoo.theory.weight import Measure, Weight
+
+
+class Linear(AbstractModule):
+    """x ↦ Wx + b. The bias, if any, is a `Weight` of one column."""
+
+    weight: Weight
+    bias: Weight | None = None
+
+    def __check_init__(self) -> None:
+        check_weight(self.weight, "Linear", "(out, in)")
+
+    @property
+    def takes(self) -> Space:
+        return Vector(self.weight.array.shape[-1:])
+
+    def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
+        check_shape(x, self.weight.array.shape[-1:], self.weight.name)
+        y = x @ self.weight.array.mT  # In this order a batch of x stays in rows.
+        return y if self.bias is None else y + self.bias.array[:, 0]
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(‖W‖r + ‖b‖, ‖W‖L)."""
+        check_axes(self.weight, "a matrix")
+        out_size, in_size = self.weight.array.shape
+        if self.bias is not None:
+            check_column(self.bias, out_size)
+        image = (
+            incoming.vector(self.weight.name, in_size, flat=True).scale(measure(self.weight)).to(Vector((out_size,)))
+        )
+        return image if self.bias is None else image.shift(measure(self.bias))
+
+
+class Flatten(AbstractModule):
+    """An array of any shape as one vector, which has the same RMS norm."""
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " size"]:
+        return x.reshape(-1)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """The same. Tokens are measured one by one, so a sequence of them is not one vector of the same norm."""
+        size = incoming.vector("Flatten").space.size  # pyright: ignore[reportAttributeAccessIssue]
+        return incoming.to(Vector((size,)))
+
+
+class Scale(AbstractModule):
+    """x ↦ sx for a fixed s."""
+
+    factor: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.factor * x
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(|s|r, |s|L)."""
+        return incoming.sized("Scale").scale(abs(self.factor))
+
+
+class Affine(AbstractModule):
+    """γ ⊙ x + β. `gain` holds γ as 1×1 matrices, shape (size, 1, 1), so that a norm of it is that of one entry."""
+
+    gain: Weight
+    bias: Weight | None = None
+
+    def __check_init__(self) -> None:
+        check_weight(self.gain, "Affine", "(size, 1, 1)")
+
+    def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
+        y = x * _row(self.gain.array[:, 0, 0], x)
+        return y if self.bias is None else y + _row(self.bias.array[:, 0], x)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(max|γ|·r + ‖β‖, max|γ|·L)."""
+        check_axes(self.gain, "a gain", "(size, 1, 1)")
+        if self.bias is not None:
+            check_column(self.bias, self.gain.array.shape[0])
+        _check_last(incoming, self.gain, "Affine")
+        image = incoming.scale(_largest(measure(self.gain)))
+        return image if self.bias is None else image.shift(measure(self.bias))
+
+
+def _check_last(incoming: Bound, gain: Weight, who: str) -> None:
+    """Raises SpaceError unless what comes in has one entry in its last axis for each of the gain's."""
+    space, size = incoming.sized(who).space, gain.array.shape[0]
+    entries = space.size if isinstance(space, Tokens) else example_shape(space)[-1]
+    if entries != size:
+        raise SpaceError(f"{gain.name} multiplies {size} entries, but was given {space}")
+
+
+def _row(vector: Float[Array, " size"], like: Float[Array, "*batch size"]) -> Float[Array, "*ones size"]:
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
+def _largest(values: Scalar) -> Scalar:
+    return namespace(values).max(values)

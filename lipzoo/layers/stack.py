@@ -1,0 +1,99 @@
+"""Equal blocks in one, held and run as arrays with a leading axis."""
+
+import dataclasses
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from lipzoo.layers.base import AbstractModule, AbstractStack, Cache, Mask, Position, check_module
+from lipzoo.theory.bound import Bound
+from lipzoo.theory.space import Space, SpaceError
+from lipzoo.theory.weight import Measure, Weight, map_weights, weights
+
+Remat = Literal["none", "products", "blocks"]
+SAVED = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Stack(AbstractStack):
+    """Equal blocks one after the other, held as one block whose arrays have a leading axis, and run by a scan.
+
+    `remat` says what the backward pass computes anew: `none`; all but the `products` with weights (scores,
+    activations), which on CPUs costs less than writing and reading them; or everything in the `blocks`.
+    """
+
+    blocks: AbstractModule
+    remat: Remat = eqx.field(static=True, default="products")
+
+    def __check_init__(self) -> None:
+        check_module(self.blocks, "Stack")
+        if self.remat not in SAVED:
+            raise ValueError(f"remat must be one of {', '.join(SAVED)}, got {self.remat!r}")
+        depths = {np.shape(weight.array)[:1] for weight in weights(self.blocks)}
+        if len(depths) != 1 or not all(depths):
+            raise ValueError(f"the arrays of a stack must have one leading axis, of its blocks, but have {depths}")
+
+    @property
+    def depth(self) -> int:
+        """How many blocks there are: as many as the arrays hold, so none runs that is not counted."""
+        return weights(self.blocks)[0].array.shape[0]
+
+    @property
+    def takes(self) -> Space | None:
+        return self.block(0).takes
+
+    def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time d"]:
+        return self.masked(x, Mask())
+
+    def masked(self, x: Float[Array, "time d"], mask: Mask) -> Float[Array, "time d"]:
+        def run(x: Array, block: AbstractModule) -> tuple[Array, None]:
+            return _whole(block).masked(x, mask), None
+
+        run = jax.checkpoint(run, policy=SAVED[self.remat], prevent_cse=False)
+        return jax.lax.scan(run, x, self.blocks)[0]
+
+    def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
+        def run(x: Array, block_and_cache: tuple[AbstractModule, Cache]) -> tuple[Array, Cache]:
+            block, cache = block_and_cache
+            return block.extend(x, cache, first)
+
+        return jax.lax.scan(run, x, (self.blocks, cache))
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        for index in range(self.depth):
+            outgoing = self.block(index).bound(incoming, measure)
+            if outgoing.space != incoming.space:
+                raise SpaceError(f"a block of a stack was given {incoming.space} and gives {outgoing.space}")
+            incoming = outgoing
+        return incoming
+
+    def block(self, index: int) -> AbstractModule:
+        """One block, its weights named after its place."""
+
+        def take(weight: Weight) -> Weight:
+            name = f"blocks.{index}.{weight.name.removeprefix('blocks.')}"  # Certificates tell weights by name.
+            return dataclasses.replace(weight, array=_take(weight.array, index), name=name)
+
+        return map_weights(take, self.blocks)
+
+    def matrices(self) -> list[Weight]:
+        return [weight for index in range(self.depth) for weight in self.block(index).matrices()]
+
+
+def _whole(block: AbstractModule) -> AbstractModule:
+    """A block on every device of the mesh in use, if there is one, however it was cut up before (FSDP)."""
+    in_use = not jax.sharding.get_abstract_mesh().empty
+    return jax.lax.with_sharding_constraint(block, PartitionSpec()) if in_use else block
+
+
+def _take(array: Any, index: int) -> Any:
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
+    return array[index]

@@ -1,0 +1,163 @@
+"""Optimizers as optax chains, with the norm that one step can have."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from lipzoo.config.overrides import number, override
+from lipzoo.optim.muon import Spread, scale_by_muon, update_sup
+from lipzoo.optim.schedules import Factor, Schedule, schedule
+from lipzoo.theory.msign import POLYNOMIALS, PolynomialName
+from lipzoo.theory.weight import Tree, Weight, map_weights
+
+LR_FLAG = "--lr-overrides"
+LARGEST_BETA = 0.99999
+"""Beyond it 1 - β loses its digits in float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The part of a recipe that describes the optimizer."""
+
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: orthogonalized momentum, whose step has a known norm; adamw: Adam without bias correction."""
+    lr: float = 0.1
+    """Peak learning rate. Muon's step moves a layer by lr × its share in RMS→RMS norm."""
+    lr_overrides: tuple[str, ...] = ()
+    """LAYER=RATE pairs: learning rates of single layers, instead of --lr times their share; LAYER may be a pattern."""
+    beta1: float = 0.9
+    """Momentum."""
+    momentum_start: float = 0.85
+    """Momentum of muon's first step where there is a --momentum-warmup."""
+    momentum_warmup: int = 0
+    """Steps over which muon's momentum rises linearly from --momentum-start to --beta1."""
+    embedding_adam: bool = False
+    """Move the embedding by Adam, under muon for all others."""
+    embedding_beta1: float = 0.8
+    """Momentum of the embedding's Adam."""
+    beta2: float = 0.95
+    """Second-moment decay of AdamW."""
+    weight_decay: float = 0.0
+    """λ: each step multiplies a weight by 1 - λ·lr·share first."""
+    nesterov: bool = False
+    """Nesterov momentum, for muon."""
+    polynomial: PolynomialName = "six-row"
+    """Orthogonalizing polynomial of muon."""
+    msign_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of muon's orthogonalization."""
+    embed_inflation: float = 16.0
+    """Largest factor by which muon enlarges the momentum of a rare token's embedding."""
+    schedule: Schedule = "linear"
+    """Shape of the learning rate over the steps."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate first rises linearly."""
+
+    def update_sup(self, weight: Weight) -> float:
+        """The largest RMS→RMS norm of a weight's update per unit of lr × share; infinite where it is not known."""
+        return math.inf if self._by_adam(weight) else update_sup(POLYNOMIALS[self.polynomial])
+
+    def _by_adam(self, weight: Weight) -> bool:
+        return self.optimizer == "adamw" or (self.embedding_adam and weight.role == "embedding")
+
+    def shares(self, tree: Tree) -> Tree:
+        """`tree` with the shares that make the learning rates of `lr_overrides`."""
+
+        def share(weight: Weight) -> Weight:
+            rate = override(self.lr_overrides, weight.name)
+            return weight if rate is None else dataclasses.replace(weight, share=number(rate, LR_FLAG) / self.lr)
+
+        return map_weights(share, tree)
+
+    def refusal(self, steps: int) -> str | None:
+        """Why there is no such optimizer, or None."""
+        if not 0 < self.lr < math.inf:
+            return f"--lr must be positive and finite, got {self.lr}"
+        for name in ("beta1", "beta2", "momentum_start", "embedding_beta1"):
+            if not 0 <= getattr(self, name) <= LARGEST_BETA:
+                return f"--{name.replace('_', '-')} must lie between 0 and {LARGEST_BETA}, got {getattr(self, name)}"
+        if self.momentum_warmup < 0:
+            return f"--momentum-warmup must be at least 0, got {self.momentum_warmup}"
+        if not 0 <= self.weight_decay < math.inf:
+            return f"--weight-decay must be at least 0 and finite, got {self.weight_decay}"
+        if not 1 <= self.embed_inflation < math.inf:
+            return f"--embed-inflation must be at least 1 and finite, got {self.embed_inflation}"
+        if not 0 <= self.warmup_steps < steps:
+            return f"--warmup-steps must be at least 0 and below --steps {steps}, got {self.warmup_steps}"
+        if self.polynomial == "polar-express" and self.msign_dtype == "bfloat16":
+            return "--polynomial polar-express diverges in bfloat16: choose another, or --msign-dtype float32"
+        for name in ("nesterov", "momentum_warmup", "embedding_adam", "lr_overrides"):
+            if getattr(self, name) and self.optimizer != "muon":
+                return f"--{name.replace('_', '-')} is for --optimizer muon"
+        return None
+
+    def build(
+        self,
+        clip: optax.GradientTransformationExtraArgs | None = None,
+        spread: Spread = lambda function: function,
+    ) -> optax.GradientTransformationExtraArgs:
+        """gradients → updates for a learning rate of -1: muon is share-scaled, and so is the decay of both.
+
+        `clip` comes between the optimizer and the decay. Arguments beyond optax's three are for it. `spread` lets
+        several devices share muon's iterations (see `lipzoo.devices.mesh.spread`).
+        """
+        decay = [_add_decay(self.weight_decay)] if self.weight_decay else []
+        decay = decay if clip is None else [clip, *decay]
+        if self.optimizer == "adamw":
+            return optax.with_extra_args_support(optax.chain(_scale_by_adam(self.beta1, self.beta2), *decay))
+        muon = scale_by_muon(
+            POLYNOMIALS[self.polynomial],
+            beta=self._momentum,
+            nesterov=self.nesterov,
+            dtype=jnp.dtype(self.msign_dtype),
+            embed_inflation=self.embed_inflation,
+            spread=spread,
+        )
+        if self.embedding_adam:
+            adam = _scale_by_adam(self.embedding_beta1, self.beta2)
+            muon = optax.partition({True: adam, False: muon}, functools.partial(map_weights, self._by_adam))
+        return optax.with_extra_args_support(optax.chain(muon, _scale_by_share(), *decay))
+
+    def _momentum(self, count: Int[Array, ""]) -> float | Float[Array, ""]:
+        """β after so many updates."""
+        if not self.momentum_warmup:
+            return self.beta1
+        progress = jnp.minimum(count.astype(jnp.float32) / self.momentum_warmup, 1)
+        return self.momentum_start + progress * (self.beta1 - self.momentum_start)
+
+    def factor(self, steps: int) -> Factor:
+        """The learning rate as a fraction of its peak."""
+        return schedule(self.schedule, steps, self.warmup_steps)
+
+
+def _scale_by_share() -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: map_weights(lambda u: u.with_array(u.array * u.share), updates))
+
+
+def _add_decay(rate: float) -> optax.GradientTransformation:
+    """Adds λ·share·W to each update."""
+
+    def add(updates: Any, params: Any) -> Any:
+        return map_weights(lambda u, w: u.with_array(u.array + rate * w.share * w.array), updates, params)
+
+    return optax.stateless(add)
+
+
+def _scale_by_adam(beta1: float, beta2: float) -> optax.GradientTransformation:
+    """m/(√v + 1e-12) without bias correction: optax's Adam, told that it has run for ever."""
+    adam = optax.scale_by_adam(beta1, beta2, eps=1e-12)
+
+    def init(params: Any) -> Any:
+        state: Any = adam.init(params)
+        return state._replace(count=jnp.full_like(state.count, jnp.iinfo(jnp.int32).max))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power.
+            return adam.update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,75 @@
+"""The part of a recipe that describes how weights are held."""
+
+import dataclasses
+
+from lipzoo.config.overrides import number, override
+from lipzoo.constraints import (
+    CONSTRAINTS,
+    Constraint,
+    ConstraintName,
+    SpectralNormalize,
+    SpectralWeightDecay,
+    Unconstrained,
+    WeightDecay,
+)
+from lipzoo.system.errors import UserError
+from lipzoo.theory.precision import Precision
+from lipzoo.theory.weight import Weight
+
+CAP_FLAG = "--sigma-max-overrides"
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstraintConfig:
+    """The part of a recipe that describes how weights are held."""
+
+    constraint: ConstraintName = "soft-cap"
+    """Map of singular values applied after every step."""
+    sigma_max: float = 3.0
+    """Cap on every weight's RMS→RMS norm."""
+    embedding_cap: float = 1.0
+    """Cap on the RMS norm of every token's embedding."""
+    constraint_overrides: tuple[str, ...] = ()
+    """LAYER=CONSTRAINT pairs for single layers; LAYER may be a pattern, as in 'layers.*=svd-cap'."""
+    sigma_max_overrides: tuple[str, ...] = ()
+    """LAYER=CAP pairs for single layers."""
+    spectral_wd: float = 0.1
+    """Fraction of the largest singular value that spectral-weight-decay takes off each step."""
+    project_dtype: Precision = "float32"
+    """Precision of the matrix products of soft-cap, stiefel and hard-cap-poly (the others keep to float32); for
+    float8_e4m3fn weights are rounded to it, scaled by a power of two, and multiplied in bfloat16."""
+    seal: bool = True
+    """Cut back, in float64, what exceeds its cap by approximation or rounding when a checkpoint is written."""
+
+    def make(self, name: str) -> Constraint:
+        """The constraint of this name with the options that it takes."""
+        if name == "spectral-weight-decay":
+            return SpectralWeightDecay(rate=self.spectral_wd, project_dtype=self.project_dtype)
+        for known, constraint in CONSTRAINTS.items():
+            if name == known:
+                return constraint(project_dtype=self.project_dtype)
+        raise UserError(f"there is no constraint {name!r}; choose from {', '.join(CONSTRAINTS)}")
+
+    def names(self) -> set[str]:
+        """The constraints that are named for some weight."""
+        return {self.constraint, *(pair.partition("=")[2] for pair in self.constraint_overrides)}
+
+    def of(self, weight: Weight) -> Constraint:
+        """The constraint of one weight.
+
+        A bias, a gain, and each row of an embedding have one singular value, their norm; stiefel and spectral-hammer
+        would never let it be small. So whatever caps holds these by spectral-normalize, and what does not leaves them
+        free.
+        """
+        if weight.role == "position":
+            return Unconstrained()
+        constraint = self.make(override(self.constraint_overrides, weight.name) or self.constraint)
+        if weight.role not in ("bias", "gain", "embedding") or isinstance(constraint, WeightDecay):
+            return constraint
+        return SpectralNormalize() if constraint.caps else Unconstrained()
+
+    def sigma_max_of(self, weight: Weight) -> float:
+        """The cap asked for."""
+        value = override(self.sigma_max_overrides, weight.name)
+        default = self.embedding_cap if weight.role == "embedding" else self.sigma_max
+        return default if value is None else number(value, CAP_FLAG)

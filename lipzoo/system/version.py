@@ -1,0 +1,5 @@
+"""The version of this library."""
+
+import importlib.metadata
+
+VERSION = importlib.metadata.version("lipzoo")

@@ -1,0 +1,93 @@
+"""A model's loss and accuracy over whole test splits."""
+
+import functools
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from lipzoo.data import Images, Split, Text, Tokens
+from lipzoo.devices.mesh import place, process_rows, replicated
+from lipzoo.models import AbstractModule
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.train.step import compute_copy, correct, forward
+
+Watch = Callable[[int, int], None]
+"""Told after each batch of an evaluation how many are done, and of how many; may raise to stop it."""
+EVALUATED_TOGETHER = {1: 1024, 2: 64}
+"""Examples in a batch of the evaluation, by the dimensions of their labels: images, windows of tokens."""
+LARGEST_LOGITS = 2**29
+"""Logits of such a batch, at most: float32 numbers that take two gigabytes."""
+AHEAD = 2
+"""Batches of an evaluation that devices have waiting: more would not be faster, and could not be called off."""
+
+
+@runtime_checkable
+class Evaluate(Protocol):
+    """A model's loss and accuracy over every test split."""
+
+    def __call__(self, model: AbstractModule, watch: Watch = ...) -> dict[str, float]: ...
+
+
+def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text | Tokens) -> Evaluate:
+    """A function from a model to its loss and accuracy over every test split, in batches on the mesh.
+
+    They are called val_loss and val_accuracy for the whole test split. Few batches are under way at any time, so that
+    whoever watches them can call the rest off.
+    """
+    classes = recipe.data.sizes[1]
+    splits = {name: _on_device(split, mesh, classes) for name, split in data.tests.items()}
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def sums(model: AbstractModule, batch: dict[str, Array]) -> tuple[Array, Array]:
+        dtype = recipe.training.model_dtype
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            logits = forward(compute_copy(recipe, mesh, model), batch["input"], data.white, dtype).astype(jnp.float32)
+        scaled = recipe.training.temperature * logits
+        losses = optax.softmax_cross_entropy_with_integer_labels(scaled, batch["label"])
+        right = correct(logits, batch["label"])
+        return (losses * batch["weight"]).sum(), (right * batch["weight"]).sum()
+
+    count = sum(len(batches) for batches, _ in splits.values())
+
+    def evaluate(model: AbstractModule, watch: Watch = lambda done, count: None) -> dict[str, float]:
+        values, done = {}, 0
+        for name, (batches, total) in splits.items():
+            parts: list[tuple[Array, Array]] = []
+            for batch in batches:
+                parts.append(sums(model, batch))
+                jax.block_until_ready(parts[max(len(parts) - 1 - AHEAD, 0)])
+                done += 1
+                watch(done, count)
+            loss, correct = np.sum(jax.device_get(parts), axis=0)
+            values |= {f"{name}_loss": float(loss / total), f"{name}_accuracy": float(correct / total)}
+        return values
+
+    return evaluate
+
+
+def _on_device(split: Split, mesh: Mesh, classes: int) -> tuple[list[dict[str, Array]], float]:
+    """A split in batches, and the number of its labels."""
+    time = split.label[0].size
+    together = min(EVALUATED_TOGETHER[split.label.ndim], max(1, LARGEST_LOGITS // (classes * time)))
+    size = mesh.size * -(-together // mesh.size)
+    rows = process_rows(mesh, size)
+    padded = [_pad(split, start, size) for start in range(0, len(split.label), size)]
+    total = sum(float(batch["weight"].sum()) for batch in padded)
+    return [place({name: x[rows] for name, x in batch.items()}, mesh) for batch in padded], total
+
+
+def _pad(split: Split, start: int, size: int) -> dict[str, np.ndarray]:
+    """The examples from `start` on, repeated up to `size` with weight 0 beyond the end."""
+    chosen = np.arange(start, start + size)
+    inside = (chosen < len(split.label)).astype(np.float32)
+    chosen = chosen % len(split.label)
+    label = split.label[chosen]
+    weight = inside.reshape(-1, *(1,) * (label.ndim - 1)) * np.ones(label.shape, np.float32)
+    weight = weight if split.weight is None else weight * split.weight[chosen]
+    return {"input": split.input[chosen], "label": label, "weight": weight}
