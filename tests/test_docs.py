@@ -148,7 +148,8 @@ def entry_points() -> list[str]:
     """Every module that is meant to be run."""
     files = [path for folder in ("lipzoo", "recipes", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
     chosen = [path for path in files if 'if __name__ == "__main__"' in path.read_text()]
-    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in chosen]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in chosen]
+    return [name.removesuffix(".__main__") for name in names]
 
 
 # --- Where they run ------------------------------------------------------------------------------------------------
@@ -183,7 +184,9 @@ def here(world, monkeypatch):
 
 def start(command: Command) -> int:
     """Runs a module as `python -m` does, here. Returns its status."""
-    imported = sys.modules.pop(command.module, None)
+    package = (ROOT / command.module.replace(".", "/") / "__main__.py").exists()
+    name = f"{command.module}.__main__" if package else command.module
+    imported = sys.modules.pop(name, None)
     try:
         with patch.object(sys, "argv", [command.module, *command.arguments]):
             runpy.run_module(command.module, run_name="__main__", alter_sys=True)
@@ -191,7 +194,7 @@ def start(command: Command) -> int:
         return int(end.code or 0)
     finally:
         if imported is not None:
-            sys.modules[command.module] = imported
+            sys.modules[name] = imported
     return 0
 
 

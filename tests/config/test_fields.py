@@ -10,7 +10,8 @@ from lipzoo.data import TextConfig
 from lipzoo.models import GPTConfig
 from lipzoo.optim import EBCConfig
 from lipzoo.optim.ebc.control import ControllerConfig
-from lipzoo.recipe.recipe import Recipe, memory
+from lipzoo.recipe import memory
+from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from recipes import digits_mlp, gpt145m, shakespeare_gpt
 from tests.recipe.test_recipe import make

@@ -33,7 +33,7 @@ from recipes import digits_mlp
 from tests.conftest import SMALL_RUN
 from tests.recipe.test_recipe import make
 
-FORMAT1 = Path(__file__).parent / "fixtures" / "format1_digits"
+FORMAT1 = Path(__file__).parents[1] / "fixtures" / "format1_digits"
 OPTIMIZERS = [{"optimizer": "muon"}, {"optimizer": "adamw"}, {"embedding_adam": True}]
 EBC = [{}, {"aggregate": "l1"}, {"aggregate": "l2"}, {"aggregate": "exact"}]
 

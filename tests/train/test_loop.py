@@ -16,6 +16,7 @@ import pytest
 
 import lipzoo
 from lipzoo.certify.certificate import Certificate
+from lipzoo.cli import run as commands
 from lipzoo.cli.run import train
 from lipzoo.data.digits import load_digits
 from lipzoo.devices.mesh import make_mesh
@@ -23,7 +24,8 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.report.metrics import Reporter, read_metrics
 from lipzoo.system.errors import Interrupted, UserError
 from lipzoo.theory.weight import map_weights, weights
-from lipzoo.train import loop
+from lipzoo.train import evaluate, loop
+from lipzoo.train import run as runs
 from lipzoo.train.checkpoint import Checkpoints
 from lipzoo.train.state import init_state
 from tests.conftest import SMALL_RUN
@@ -286,7 +288,7 @@ def sealed_run(shared={}):  # noqa: B006
             return map_weights(lambda w: w.with_array(w.array / 2) if w.name == head.name else w, model)
 
         monkeypatch.setattr(loop, "seal", halve)
-        monkeypatch.setattr(lipzoo.train, "EVALUATED_TOGETHER", {1: 64})
+        monkeypatch.setattr(evaluate, "EVALUATED_TOGETHER", {1: 64})
         monkeypatch.setattr(Recipe, "window_at", lambda self, step: 1 + (step > 30))
         recipe = make(**SMALL_RUN)
         if not shared:
@@ -304,8 +306,8 @@ def test_a_signal_before_the_first_step_and_after_the_last_says_what_is_saved(tm
     run, recipe = tmp_path / "run", make(**SMALL_RUN)
     moments = [
         (type(recipe.data), "load", "has written nothing"),
-        (loop, "init_state", "no step was done; go on with --resume"),
-        (loop, "certify", "complete and saved; python -m lipzoo.certify"),
+        (runs, "init_state", "no step was done; go on with --resume"),
+        (commands, "certify", "complete and saved; python -m lipzoo.certify"),
     ]
     for owner, name, message in moments:
         with monkeypatch.context() as patched:

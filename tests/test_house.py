@@ -1,0 +1,72 @@
+"""The house: which room may import from which, and how large a file may grow."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "lipzoo").rglob("*.py"))
+FLOORS = (
+    {"system"},  # files, streams, signals: nothing of this library
+    {"config", "theory"},  # what is true of flags; what is true of matrices and maps
+    {"data", "devices", "report", "layers", "constraints", "optim"},  # none of these knows another
+    {"models"},
+    {"recipe"},
+    {"train"},
+    {"certify", "sweep", "sample", "activations", "import_npz"},
+    {"cli"},
+    {"__init__"},  # what a notebook sees
+)
+"""Rooms, from the ground up. Each imports from floors below its own, and from itself."""
+LONGEST = 250
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+
+
+def room(path):
+    return path.relative_to(ROOT / "lipzoo").parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """The modules of this library that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "lipzoo")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lipzoo":
+            parts = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (part if part in MODULES else node.module for part in parts)
+
+
+def floor(name):
+    return next(level for level, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def test_every_room_has_a_floor():
+    assert {room(path) for path in FILES} == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path):
+    for module in imported(path):
+        assert module != "lipzoo", "the top imports everything"
+        other = module.split(".")[1]
+        assert other == room(path) or floor(other) < floor(room(path)), module
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    edges, done = {name: set(imported(path)) for name, path in MODULES.items()}, set()
+
+    def visit(module, above):
+        assert module not in above, f"a circle: {' → '.join([*above, module])}"
+        if module not in done:
+            for other in edges[module]:
+                visit(other, [*above, module])
+            done.add(module)
+
+    for module in edges:
+        visit(module, [])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_can_be_read_in_one_go(path):
+    assert len(path.read_text().splitlines()) <= LONGEST
