@@ -30,6 +30,7 @@ from lipzoo.devices.mesh import batched, make_mesh
 from lipzoo.recipe.constraint import ConstraintConfig
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
+from lipzoo.system.terminal import program
 from lipzoo.train.state import init_state
 from lipzoo.train.step import make_train_step
 from recipes.cifar_mlp import RECIPE
@@ -130,7 +131,9 @@ class Stepper:
 
 def main() -> None:
     """Prints the table."""
-    line = tyro.cli(CommandLine, description="One CIFAR-10 step against the time of its matrix products.")
+    line = tyro.cli(
+        CommandLine, prog=program(), description="One CIFAR-10 step against the time of its matrix products."
+    )
     known = variants()
     if unknown := set(line.variants) - set(known):
         raise UserError(f"there are no variants {', '.join(sorted(unknown))}; choose from {'; '.join(known)}")

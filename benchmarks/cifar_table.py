@@ -24,6 +24,7 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.report.metrics import read_metrics
 from lipzoo.sweep.ablation import write_rows
 from lipzoo.system.errors import UserError
+from lipzoo.system.terminal import program
 from recipes.cifar_mlp import RECIPE
 
 Optimizer = Literal["muon", "adamw"]
@@ -122,7 +123,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     """Trains what is missing; writes, draws and prints the table."""
-    line = tyro.cli(CommandLine, description="Accuracy and bounds of every constraint on CIFAR-10.")
+    line = tyro.cli(CommandLine, prog=program(), description="Accuracy and bounds of every constraint on CIFAR-10.")
     rows = [row for o in line.optimizers for c in line.constraints if (row := row_of(o, c, line))]
     write_rows(line.out / "cifar_table.csv", rows)
     plot(rows, line.out / "cifar_table.png")

@@ -26,6 +26,7 @@ from lipzoo.optim import EBCConfig
 from lipzoo.optim.ebc.divergence import mean_kl
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.sweep.ablation import Row, write_rows
+from lipzoo.system.terminal import program
 from lipzoo.train.state import init_state
 from lipzoo.train.step import forward, make_train_step
 from recipes.ebc_ablation import DEFAULTS, Setting, Source, recipe_of
@@ -144,7 +145,9 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     """Measures, writes, draws and prints."""
-    line = tyro.cli(CommandLine, description="What EBC costs a step, and what divergence its steps cause.")
+    line = tyro.cli(
+        CommandLine, prog=program(), description="What EBC costs a step, and what divergence its steps cause."
+    )
     table = [row for size in line.batch_sizes for row in costs(line, size)]
     write_rows(line.out / "ebc_step.csv", table)
     for row in table:

@@ -29,6 +29,7 @@ from lipzoo.devices.mesh import make_mesh, place, spread
 from lipzoo.layers.base import Mask
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
+from lipzoo.system.terminal import program
 from lipzoo.train.state import init_state
 from lipzoo.train.step import constrain, loss_and_gradient, make_train_step
 from recipes.gpt145m import VARIANTS
@@ -133,7 +134,7 @@ def measure(recipe: Recipe, line: CommandLine) -> dict[str, Any]:
 
 def main() -> None:
     """Prints the table and adds a row to the file."""
-    line = tyro.cli(CommandLine, description="A step of the 145M GPT.")
+    line = tyro.cli(CommandLine, prog=program(), description="A step of the 145M GPT.")
     recipe = recipe_of(line)
     recipe.check()
     about = {

@@ -27,6 +27,7 @@ from lipzoo.cli.train import parse
 from lipzoo.models import GPT
 from lipzoo.report.metrics import read_metrics
 from lipzoo.sweep.ablation import write_rows
+from lipzoo.system.terminal import program
 from lipzoo.theory.numbers import format_power
 from lipzoo.train.checkpoint import load
 
@@ -101,7 +102,7 @@ def plot(runs: dict[str, Path], path: Path) -> None:
 
 def main() -> None:
     """Trains what is missing; writes, draws and prints the table."""
-    line = tyro.cli(CommandLine, description="Variants of the 145M GPT trained alike.")
+    line = tyro.cli(CommandLine, prog=program(), description="Variants of the 145M GPT trained alike.")
     runs = {name: run_of(name, line) for name in line.variants}
     rows = [row_of(name, run) for name, run in runs.items()]
     write_rows(line.out / "gpt145m_table.csv", rows)

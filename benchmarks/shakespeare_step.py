@@ -30,6 +30,7 @@ from lipzoo.devices.mesh import make_mesh
 from lipzoo.models import GPT, GPTConfig
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.sample import generate
+from lipzoo.system.terminal import program
 from lipzoo.theory.weight import weights
 from lipzoo.train.state import init_state
 from lipzoo.train.step import constrain, loss_and_gradient, make_train_step
@@ -106,7 +107,7 @@ def sampling_rate(gpt: GPT, count: int) -> float:
 
 def main() -> None:
     """Prints the table."""
-    line = tyro.cli(CommandLine, description="The step of the Shakespeare GPT.")
+    line = tyro.cli(CommandLine, prog=program(), description="The step of the Shakespeare GPT.")
     training = dataclasses.replace(RECIPE.training, accum_steps=line.accum_steps, model_dtype=line.model_dtype)
     text = TextConfig(data=line.data, batch_size=line.batch_size, seq_len=line.seq_len)
     recipe = dataclasses.replace(RECIPE, model=GPTConfig(), data=text, training=training)

@@ -24,6 +24,7 @@ from lipzoo.cli.train import parse
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.report.metrics import Record, read_metrics
 from lipzoo.sweep.ablation import write_rows
+from lipzoo.system.terminal import program
 from lipzoo.theory.numbers import format_power
 from recipes.shakespeare_gpt import RECIPE
 
@@ -141,7 +142,7 @@ def show(rows: list[Row]) -> None:
 
 def main() -> None:
     """Trains what is missing; writes, draws and prints the table."""
-    line = tyro.cli(CommandLine, description="Loss against certified bound on tiny Shakespeare.")
+    line = tyro.cli(CommandLine, prog=program(), description="Loss against certified bound on tiny Shakespeare.")
     runs = {name: run_of(name, line) for name in line.settings}
     rows = sorted((row_of(name, run) for name, run in runs.items()), key=lambda r: r["log10 certified"] or math.inf)
     write_rows(line.out / "shakespeare_table.csv", rows)

@@ -20,6 +20,7 @@ from benchmarks import benchmark
 from lipzoo.certify.certificate import Certificate
 from lipzoo.models import GPT, GPTConfig
 from lipzoo.sample import text_model
+from lipzoo.system.terminal import program
 
 FRESH = {
     "fresh, unit norms, s = 1": GPTConfig(zero_init=False),
@@ -82,7 +83,7 @@ def attack(gpt: GPT, line: CommandLine, key: Key[Array, ""]) -> float:
 
 def main() -> None:
     """Prints a row for every model."""
-    line = tyro.cli(CommandLine, description="Certified constants over attacked ones.")
+    line = tyro.cli(CommandLine, prog=program(), description="Certified constants over attacked ones.")
     models = {run.name: text_model(lipzoo.load(run))[0] for run in line.runs} or {
         name: GPT(65, config, cap=1.0, key=jax.random.key(0)) for name, config in FRESH.items()
     }

@@ -9,25 +9,36 @@
     ```
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from lipzoo import constraints as constraints
-from lipzoo import models as models
-from lipzoo import optim as optim
-from lipzoo.certify.certificate import Certificate as Certificate
 from lipzoo.system.version import VERSION
-from lipzoo.theory import space as space
-from lipzoo.theory.bound import Bound as Bound
 
 if TYPE_CHECKING:
-    from lipzoo.train.checkpoint import load as load
+    from lipzoo import constraints as constraints
+    from lipzoo import models as models
+    from lipzoo import optim as optim
+    from lipzoo.certify.certificate import Certificate as Certificate
+    from lipzoo.theory import space as space
+    from lipzoo.theory.bound import Bound as Bound
+    from lipzoo.train.load import load as load
 
 __version__ = VERSION
 
+HOMES = {
+    **{name: f"lipzoo.{name}" for name in ("constraints", "models", "optim")},
+    **{"space": "lipzoo.theory.space", "Bound": "lipzoo.theory.bound"},
+    **{"Certificate": "lipzoo.certify.certificate", "load": "lipzoo.train.load"},
+}
+"""Where what notebooks use lies. It is imported when it is first asked for: each takes a while."""
+
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # Orbax takes a second to import; a notebook that only builds models need not wait.
-        from lipzoo.train.checkpoint import load
+    if name not in HOMES:
+        raise AttributeError(f"module 'lipzoo' has no attribute {name!r}")
+    module = importlib.import_module(HOMES[name])
+    return module if HOMES[name].endswith(f".{name}") else getattr(module, name)
 
-        return load
-    raise AttributeError(f"module 'lipzoo' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return [*HOMES, "__version__"]

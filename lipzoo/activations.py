@@ -21,7 +21,7 @@ from lipzoo.system.errors import UserError
 from lipzoo.system.paths import UserPath
 from lipzoo.system.progress import waiting
 from lipzoo.system.streams import make_console
-from lipzoo.system.terminal import guarded
+from lipzoo.system.terminal import guarded, program
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import format_power
 from lipzoo.theory.weight import exact_norm
@@ -113,7 +113,9 @@ def measure(gpt: GPT, tokens: Int[np.ndarray, "batch time"]) -> list[Row]:
 
 
 def _main() -> int:
-    line = tyro.cli(CommandLine, description="Measures the activations of a transformer on its test split.")
+    line = tyro.cli(
+        CommandLine, prog=program(), description="Measures the activations of a transformer on its test split."
+    )
     if refusal := number_refusal(line):
         raise UserError(refusal)
     if line.windows < 1:

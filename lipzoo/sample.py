@@ -20,7 +20,7 @@ from lipzoo.layers.base import Cache
 from lipzoo.models import GPT
 from lipzoo.system.errors import UserError
 from lipzoo.system.paths import UserPath
-from lipzoo.system.terminal import guarded
+from lipzoo.system.terminal import guarded, program
 from lipzoo.train.checkpoint import Loaded, load
 
 FIRST_ROOM = 64
@@ -149,7 +149,7 @@ def _timed(tokens: Iterable[int], unit: str) -> Iterator[int]:
 
 
 def _main() -> int:
-    line = tyro.cli(CommandLine, description="Generates text with a trained transformer.")
+    line = tyro.cli(CommandLine, prog=program(), description="Generates text with a trained transformer.")
     line.check()
     gpt, tokenizer = text_model(load(line.checkpoint_dir))
     prompt = tokenizer.prompt(line.prompt)

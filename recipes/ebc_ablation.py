@@ -37,6 +37,7 @@ from lipzoo.sweep.ablation import Row, Runner, compiled_quickly, run_name, uncli
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
 from lipzoo.system.paths import UserPath
+from lipzoo.system.terminal import program
 
 Source = Literal["synthetic", "shakespeare"]
 Schedule = Literal["constant", "lr"]
@@ -346,7 +347,7 @@ def ablate(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> Ablation:
     """The ablation asked for. Raises UserError if there is none."""
     source = tyro.cli(_Source, args=list(argv), add_help=False, return_unknown_args=True, console_outputs=False)[0].data
-    line = tyro.cli(Ablation, args=list(argv), default=DEFAULTS[source], description=__doc__)
+    line = tyro.cli(Ablation, args=list(argv), default=DEFAULTS[source], prog=program(), description=__doc__)
     if refusal := line.refusal():
         raise UserError(refusal)
     return line

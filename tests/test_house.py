@@ -1,6 +1,8 @@
 """The house: which room may import from which, and how large a file may grow."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,14 @@ def test_no_module_imports_itself_by_way_of_others():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_can_be_read_in_one_go(path):
     assert len(path.read_text().splitlines()) <= LONGEST
+
+
+FEW_USE = {"grain", "matplotlib", "orbax", "pydantic", "scipy", "sklearn", "tiktoken"}
+
+
+@pytest.mark.parametrize(("module", "absent"), [("lipzoo", FEW_USE | {"jax"}), ("recipes.cifar_mlp", FEW_USE)])
+def test_what_few_use_is_imported_when_it_is_used(module, absent):
+    """So that mistakes on a command line are told at once."""
+    code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not absent & set(done.stdout.split())

@@ -11,7 +11,7 @@ from lipzoo.certify.run import certify
 from lipzoo.system.errors import UserError
 from lipzoo.system.paths import UserPath
 from lipzoo.system.streams import make_console
-from lipzoo.system.terminal import guarded
+from lipzoo.system.terminal import guarded, program
 from lipzoo.theory.numbers import format_power
 
 
@@ -28,7 +28,7 @@ class CommandLine:
 
 
 def _main() -> int:
-    line = tyro.cli(CommandLine, description="Certifies the stored weights of a checkpoint.")
+    line = tyro.cli(CommandLine, prog=program(), description="Certifies the stored weights of a checkpoint.")
     if line.max_lipschitz is not None and math.isnan(line.max_lipschitz):
         raise UserError("--max-lipschitz must be a number")
     certificate, text, _ = certify(line.checkpoint_dir)

@@ -2,45 +2,26 @@
 
 import argparse
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
 
 import tyro
-from tyro.conf import AvoidSubcommands, arg
+from tyro.conf import AvoidSubcommands
 
+from lipzoo.cli.help import print_short
+from lipzoo.cli.line import CommandLine, Resume
 from lipzoo.config.fields import number_refusal
-from lipzoo.devices.processes import ProcessConfig, from_first, in_all, is_first, timestamp
+from lipzoo.devices.processes import from_first, in_all, is_first, timestamp
 from lipzoo.recipe.changes import check_unchanged
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.recipe.unused import unused_refusal
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import read_json
 from lipzoo.system.lock import held
-from lipzoo.system.paths import UserPath
 from lipzoo.system.streams import outliving_readers
 from lipzoo.system.terminal import guarded as guarded
-
-
-@dataclasses.dataclass(frozen=True)
-class Resume:
-    """Whether to go on with a run."""
-
-    resume: UserPath | None = None
-    """Run to go on with from its newest checkpoint, with the settings stored there unless given anew."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CommandLine:
-    """What can be said on the command line of a recipe."""
-
-    recipe: Annotated[Recipe, arg(name="")]
-    resume: Annotated[Resume, arg(name="")] = Resume()
-    processes: Annotated[ProcessConfig, arg(name="")] = ProcessConfig()
-    run_dir: UserPath | None = None
-    """Where to write the run; by default runs/NAME/TIMESTAMP."""
+from lipzoo.system.terminal import program
 
 
 def main(default: Recipe, variants: Mapping[str, Recipe] | None = None) -> None:
@@ -62,19 +43,24 @@ def parse(
         raise UserError("--variant has no effect on --resume, which takes the settings of the run: leave one out")
     if resume.resume is not None:
         stored = stored or stored_recipe(resume.resume)
+    start = stored or variant or default
     named = f" --variant NAME starts from other settings: {', '.join(variants)}." if variants else ""
+    description = f"Trains a Lipschitz-bounded network and certifies it.{named}"
+    if {"-h", "--help"} & set(argv) and "--help-all" not in argv:
+        print_short(start, program(), description)
     line = tyro.cli(
         CommandLine,
-        args=list(argv),
-        default=CommandLine(recipe=stored or variant or default),
+        args=["--help" if part == "--help-all" else part for part in argv],
+        default=CommandLine(recipe=start),
         config=(AvoidSubcommands,),
-        description=f"Trains a Lipschitz-bounded network and certifies it.{named}",
+        prog=program(),
+        description=description,
     )
     if stored is not None:
         check_unchanged(stored, line.recipe)
     if stored is not None and line.run_dir is not None:
         raise UserError("--run-dir has no effect beside --resume, which goes on in the same directory: leave it out")
-    if refusal := number_refusal(line.recipe) or unused_refusal(stored or variant or default, line.recipe):
+    if refusal := number_refusal(line.recipe) or unused_refusal(start, line.recipe):
         raise UserError(refusal)
     return line
 

@@ -3,8 +3,11 @@
 import dataclasses
 import math
 import typing
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+from tyro.conf import arg
+
+Config = TypeVar("Config")
 LARGEST = 2**31 - 1
 """Steps, sizes and counts become int32 on devices."""
 MAGNITUDES = (2.0**-100, 2.0**100)
@@ -13,6 +16,13 @@ UNSIGNED = ("seed",)
 """Whole numbers that may be twice as large."""
 PREFIXED = ("ebc", "controller", "guard", "surrogate")
 """Parts of a recipe whose flags begin with their name."""
+
+
+def options(config: type[Config]) -> type[Config]:
+    """Flags named after the fields of a dataclass alone, whichever part of a recipe it is; help groups them by part."""
+    for name, kind in config.__annotations__.items():
+        config.__annotations__[name] = Annotated[kind, arg(prefix_name=False)]
+    return config
 
 
 def flag(name: str, prefix: str = "") -> str:

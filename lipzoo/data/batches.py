@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import grain
 import numpy as np
 from jaxtyping import Float, Int, Shaped
+
+if TYPE_CHECKING:
+    import grain
 
 Batch = dict[str, np.ndarray]
 """`input`: uint8 pixels (batch, pixels) or int32 tokens (batch, time); `label`: int32 (batch,) or (batch, time)."""
@@ -58,10 +60,12 @@ class Shuffle:
         return np.random.RandomState([self.seed, epoch]).permutation(self.examples)
 
 
-def iterate(source: Batches, *, read_ahead: int = 0) -> grain.DatasetIterator:
+def iterate(source: Batches, *, read_ahead: int = 0) -> "grain.DatasetIterator":
     """Batches one after the other; the iterator's state is saved with a checkpoint and restored from it.
 
     A thread reads `read_ahead` batches beside the training; what is in memory needs none, it would only add latency.
     """
+    import grain  # It takes a while, and mistakes on the command line are told without it.
+
     options = grain.ReadOptions(num_threads=min(read_ahead, 1), prefetch_buffer_size=read_ahead)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from lipzoo.config.fields import options
 from lipzoo.data import cifar10, digits
 from lipzoo.data.images import Augment, Form, Images, as_pixels, randomize_labels
 
@@ -18,6 +19,7 @@ FORMS: Mapping[Source, Form] = {"digits": digits.FORM, "cifar10": cifar10.FORM}
 """What is known of each source without its data, so that a model can be built and run without them."""
 
 
+@options
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The part of a recipe that describes the data."""

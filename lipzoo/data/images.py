@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import grain
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 from numpy.typing import ArrayLike
 
 from lipzoo.data.batches import ALL, Batch, Shuffle, Split, iterate
+
+if TYPE_CHECKING:
+    import grain
 
 
 class Form(NamedTuple):
@@ -36,7 +38,7 @@ class Images:
         """What models are tested on, by the names of the metrics."""
         return {"val": self.test}
 
-    def batches(self, *, batch_size: int, count: int, seed: int, rows: slice = ALL) -> grain.DatasetIterator:
+    def batches(self, *, batch_size: int, count: int, seed: int, rows: slice = ALL) -> "grain.DatasetIterator":
         """These `rows` of the first `count` batches of shuffled training images, changed at random if so asked."""
         return iterate(ShuffledBatches(self.train, batch_size, count, seed, self.augment, rows))
 

@@ -2,16 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import grain
 import numpy as np
 from jaxtyping import Int
 
+from lipzoo.config.fields import options
 from lipzoo.data.batches import ALL, Batch, Split, iterate
 from lipzoo.data.download import cache_dir, fetch
 from lipzoo.data.synthetic import load_synthetic
 from lipzoo.system.errors import UserError
+
+if TYPE_CHECKING:
+    import grain
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -134,11 +137,12 @@ class Text:
         """What models are tested on, by the names of the metrics."""
         return {"val": self.test} | ({} if self.published is None else {"published_window": self.published})
 
-    def batches(self, *, batch_size: int, count: int, seed: int, rows: slice = ALL) -> grain.DatasetIterator:
+    def batches(self, *, batch_size: int, count: int, seed: int, rows: slice = ALL) -> "grain.DatasetIterator":
         """These `rows` of the first `count` batches of random windows."""
         return iterate(RandomWindows(self.tokens, self.window, batch_size, count, seed, rows))
 
 
+@options
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     """The part of a recipe that describes a text."""

@@ -7,16 +7,20 @@ Token 50256 begins each document.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 from jaxtyping import UInt16
 
+from lipzoo.config.fields import options
 from lipzoo.data import bpe, fineweb
 from lipzoo.data.batches import ALL, Batch, Shuffle, Split, iterate
 from lipzoo.data.download import cache_dir
 from lipzoo.data.text import windows
 from lipzoo.system.errors import UserError
+
+if TYPE_CHECKING:
+    import grain
 
 MAGIC = 20240520
 VERSION = 1
@@ -125,12 +129,13 @@ class Tokens:
         """What models are tested on, by the names of the metrics."""
         return {"val": self.test}
 
-    def batches(self, *, batch_size: int, count: int, seed: int, rows: slice = ALL) -> grain.DatasetIterator:
+    def batches(self, *, batch_size: int, count: int, seed: int, rows: slice = ALL) -> "grain.DatasetIterator":
         """These `rows` of the first `count` batches of shuffled windows."""
         source = ShuffledWindows(self.shards, self.window, batch_size, count, seed, rows)
         return iterate(source, read_ahead=READ_AHEAD)
 
 
+@options
 @dataclasses.dataclass(frozen=True)
 class TokensConfig:
     """The part of a recipe that describes token shards."""

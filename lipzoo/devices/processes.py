@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lipzoo.config.fields import options
 from lipzoo.system.errors import UserError
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
 """Set by srun, for each of the processes that it starts."""
 
 
+@options
 @dataclasses.dataclass(frozen=True)
 class ProcessConfig:
     """The processes of a run. All of them see the same run directory. Under SLURM's srun nothing needs to be said."""

@@ -8,7 +8,7 @@ import tyro
 
 from lipzoo.import_npz.published import import_npz
 from lipzoo.system.paths import UserPath
-from lipzoo.system.terminal import guarded
+from lipzoo.system.terminal import guarded, program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class CommandLine:
 
 
 def _main() -> int:
-    line = tyro.cli(CommandLine, description="Imports a published checkpoint of a transformer.")
+    line = tyro.cli(CommandLine, prog=program(), description="Imports a published checkpoint of a transformer.")
     paths = import_npz(line.file, line.run_dir, line.alphabet)
     print(f"wrote {len(paths)} checkpoint(s) to {line.run_dir}; next: python -m lipzoo.certify {line.run_dir}")
     return 0

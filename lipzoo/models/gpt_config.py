@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from lipzoo.config.fields import choice_refusal
+from lipzoo.config.fields import choice_refusal, options
 from lipzoo.layers.activation import GELU_DIVISOR
 from lipzoo.layers.normalization import NORM_EPSILON
 from lipzoo.layers.stack import Remat
@@ -24,6 +24,7 @@ OF_GPT = (
 """Options that LipsFormer has no use for."""
 
 
+@options
 @dataclasses.dataclass(frozen=True)
 class GPTConfig:
     """The part of a recipe that describes a transformer.

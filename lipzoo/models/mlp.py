@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lipzoo.config.fields import choice_refusal
+from lipzoo.config.fields import choice_refusal, options
 from lipzoo.layers.activation import GELU, GroupSort, Identity, ReLU, Tanh
 from lipzoo.layers.base import AbstractModule
 from lipzoo.layers.compose import ConvexResidual, Sequential
@@ -124,6 +124,7 @@ def _linear(
     return Linear(matrix, column)
 
 
+@options
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
     """The part of a recipe that describes an MLP."""

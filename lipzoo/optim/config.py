@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from lipzoo.config.fields import options
 from lipzoo.config.overrides import number, override
 from lipzoo.optim.muon import Spread, scale_by_muon, update_sup
 from lipzoo.optim.schedules import Factor, Schedule, schedule
@@ -21,6 +22,7 @@ LARGEST_BETA = 0.99999
 """Beyond it 1 - β loses its digits in float32."""
 
 
+@options
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """The part of a recipe that describes the optimizer."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from lipzoo.config.fields import options
 from lipzoo.config.overrides import number, override
 from lipzoo.constraints import (
     CONSTRAINTS,
@@ -19,6 +20,7 @@ from lipzoo.theory.weight import Weight
 CAP_FLAG = "--sigma-max-overrides"
 
 
+@options
 @dataclasses.dataclass(frozen=True)
 class ConstraintConfig:
     """The part of a recipe that describes how weights are held."""

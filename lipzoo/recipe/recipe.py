@@ -4,14 +4,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
-from pydantic import TypeAdapter, ValidationError
-from tyro.conf import arg
 
 from lipzoo.config.fields import number_refusal
 from lipzoo.config.overrides import override_refusal
@@ -50,11 +48,11 @@ class Recipe:
 
     name: str = "digits_mlp"
     """Folder of the runs."""
-    model: Annotated[ModelConfig, arg(name="")] = MLPConfig()
-    data: Annotated[DataConfig | TextConfig | TokensConfig, arg(name="")] = DataConfig()
-    optimizer: Annotated[OptimizerConfig, arg(name="")] = OptimizerConfig()
-    constraint: Annotated[ConstraintConfig, arg(name="")] = ConstraintConfig()
-    training: Annotated[TrainingConfig, arg(name="")] = TrainingConfig()
+    model: ModelConfig = MLPConfig()
+    data: DataConfig | TextConfig | TokensConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    constraint: ConstraintConfig = ConstraintConfig()
+    training: TrainingConfig = TrainingConfig()
     ebc: EBCConfig = EBCConfig()
 
     def check(self) -> None:
@@ -122,11 +120,7 @@ class Recipe:
         try:
             value = _upgraded(value)
             parts = {part: _config(kinds, value[part]) for part, kinds in KINDS.items()}
-            recipe = TypeAdapter(Recipe).validate_python({**value, **parts})
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{unlike}: {place}: {first['msg']}") from error
+            recipe = _validated(Recipe, {**value, **parts})
         except ValueError as error:
             raise UserError(f"{unlike}: {error}") from error
         if unknown := sorted(_fields(value) - _fields(recipe.to_json())):
@@ -199,7 +193,18 @@ def _config(kinds: Mapping[str, type], value: Mapping[str, Any]) -> Any:
     kind = value.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"it holds a kind {kind!r}, and those known here are {', '.join(kinds)}")
-    return TypeAdapter(kinds[kind]).validate_python({name: field for name, field in value.items() if name != "kind"})
+    return _validated(kinds[kind], {name: field for name, field in value.items() if name != "kind"})
+
+
+def _validated(kind: type, value: Mapping[str, Any]) -> Any:
+    """An instance of a dataclass. Raises ValueError, naming the field, if a value is of another type."""
+    from pydantic import TypeAdapter, ValidationError  # Slow to import; a command line needs it for --resume alone.
+
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def _fields(value: Any, prefix: str = "") -> set[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from lipzoo.config.fields import options
 from lipzoo.devices.mesh import mesh_shape
 from lipzoo.theory.precision import Precision
 
@@ -10,6 +11,7 @@ AT_ONCE = 65_536
 """Tokens or images that a device works on at once, unless --accum-steps says how many parts there are."""
 
 
+@options
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """The part of a recipe that describes the run."""

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from lipzoo.system.errors import Interrupted, UserError
 from lipzoo.system.signals import ABANDONED, signals_raised
@@ -31,6 +32,13 @@ def guarded(command: Callable[[], int]) -> int:
     if any(thread.name == ABANDONED for thread in threading.enumerate()):
         os._exit(status)  # Python would wait for it.
     return status
+
+
+def program() -> str:
+    """How this program can be started again, for its help."""
+    name = Path(sys.argv[0]).name
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec and name.endswith(".py") else name
 
 
 def _attempt(command: Callable[[], int]) -> int:
