@@ -25,20 +25,18 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 
-HOMES = {
-    **{name: f"lipzoo.{name}" for name in ("constraints", "models", "optim")},
-    **{"space": "lipzoo.theory.space", "Bound": "lipzoo.theory.bound"},
-    **{"Certificate": "lipzoo.certify.certificate", "load": "lipzoo.train.load"},
-}
+HOMES = {"Bound": "lipzoo.theory.bound", "Certificate": "lipzoo.certify.certificate", "load": "lipzoo.train.load"}
+ROOMS = {**{name: f"lipzoo.{name}" for name in ("constraints", "models", "optim")}, "space": "lipzoo.theory.space"}
 """Where what notebooks use lies. It is imported when it is first asked for: each takes a while."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in HOMES:
-        raise AttributeError(f"module 'lipzoo' has no attribute {name!r}")
-    module = importlib.import_module(HOMES[name])
-    return module if HOMES[name].endswith(f".{name}") else getattr(module, name)
+    if name in ROOMS:
+        return importlib.import_module(ROOMS[name])
+    if name in HOMES:
+        return getattr(importlib.import_module(HOMES[name]), name)
+    raise AttributeError(f"module 'lipzoo' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*HOMES, "__version__"]
+    return [*HOMES, *ROOMS, "__version__"]

@@ -16,6 +16,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import atexit
 import itertools
 import shutil
 
@@ -57,6 +58,10 @@ def _optimized(request):
     yield
     if chosen:
         jax.config.update("jax_disable_most_optimizations", True)
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    atexit.register(os._exit, 0)  # Freeing what was compiled takes minutes, and the system frees it in no time.
 
 
 @pytest.fixture

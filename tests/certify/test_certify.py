@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lipzoo
-from lipzoo.certify import run as certify
+from lipzoo.certify import __main__ as certify
 from lipzoo.certify.certificate import Certificate
 from lipzoo.cli.train import guarded
 from lipzoo.layers.compose import PerToken

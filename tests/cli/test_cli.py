@@ -41,10 +41,10 @@ def test_flags_of_all_parts_stand_side_by_side():
 
 
 def test_every_flag_has_a_help_line(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "400")
-    status, out, _ = run(monkeypatch, capsys, "--help")
+    monkeypatch.setenv("COLUMNS", "100")
+    status, out, _ = run(monkeypatch, capsys, "--help-all")
     assert status == 0
-    text = re.sub(r"\s+", " ", out)
+    text = re.sub(r"[\s│]+", " ", out)
     options = [field.name for part in [*PARTS.values(), ProcessConfig] for field in dataclasses.fields(part)]
     options += named_fields({"ebc": dataclasses.asdict(EBCConfig())})
     assert all(f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}," in text for name in options)

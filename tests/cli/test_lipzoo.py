@@ -10,6 +10,9 @@ from lipzoo.cli.__main__ import main
 
 def run(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["lipzoo", *words])
+    tools = {"lipzoo.certify.__main__", "lipzoo.import_npz.__main__", "lipzoo.sample", "lipzoo.activations"}
+    for name in [name for name in sys.modules if name.startswith("recipes.") or name in tools]:
+        monkeypatch.delitem(sys.modules, name)  # As in a process of its own.
     with pytest.raises(SystemExit) as end:
         main()
     return end.value.code, *capsys.readouterr()

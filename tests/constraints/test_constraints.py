@@ -31,8 +31,6 @@ from lipzoo.theory import msign
 from lipzoo.theory.weight import Weight, exact_norm
 from tests.theory.test_msign import evaluate
 
-pytestmark = pytest.mark.optimized
-
 SHAPES = {(1, 9): 0.02, (9, 1): 54.0, (24, 24): 1.0, (80, 8): 0.3, (8, 80): 2.7, (3, 12, 20): 7.1}
 """Shapes, each with a cap of its own: one compilation serves many examples."""
 HOLDING = [c for c in CONSTRAINTS.values() if c.guarantees and c.caps]
@@ -117,6 +115,7 @@ IN_LOW_PRECISION = [(c, d) for c in (SoftCap, Stiefel) for d in ("bfloat16", "fl
 """The others compute in float32 whatever they are told."""
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(("constraint", "dtype"), [*((c, "float32") for c in HOLDING), *IN_LOW_PRECISION])
 @settings(max_examples=30, deadline=None)
 @given(shape=st.sampled_from(list(SHAPES)), relative_update=st.floats(1e-4, 7.0), seed=st.integers(0, 1000))
@@ -129,6 +128,7 @@ def test_the_cap_holds_after_any_admitted_step(constraint, dtype, shape, relativ
     assert singular_values(result).max() <= cap
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("constraint", HOLDING)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("relative_update", [0.05, 2.0])
@@ -159,6 +159,7 @@ def coherent(shape):
     return kinds / np.linalg.svd(kinds, compute_uv=False)[:, :1, None]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("constraint", [*HOLDING, WeightDecay])
 @pytest.mark.parametrize("shape", [(8, 8), (1, 64), (200, 40)])
 def test_the_cap_holds_where_all_roundings_go_one_way(constraint, shape):
@@ -170,6 +171,7 @@ def test_the_cap_holds_where_all_roundings_go_one_way(constraint, shape):
         assert (largest <= 1).all()
 
 
+@pytest.mark.optimized
 def test_the_soft_cap_holds_for_large_constant_matrices():
     """With a margin of 16 units in the last place, whatever the size, this one ended 3.7e-6 above the cap."""
     matrix = np.full((768, 768), 1.3 * (1 - 1e-7) / 768, np.float32)
@@ -177,6 +179,7 @@ def test_the_soft_cap_holds_for_large_constant_matrices():
     assert 0.9 < np.sqrt(np.linalg.eigvalsh(result @ result.T)[-1]) * (1 + 1e-12) <= 1
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_finite_matrices_of_any_size_have_finite_images_under_the_cap(name):
     """The squares, and even the norm, of such matrices are beyond the largest or below the smallest number."""
@@ -190,6 +193,7 @@ def test_finite_matrices_of_any_size_have_finite_images_under_the_cap(name):
         assert not made.guarantees or singular_values(result).max() <= 2
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("shape", [(8, 8), (40, 400), (200, 200)])
 @pytest.mark.parametrize("shrink", [1e-4, 0.05, LARGEST_SHRINK])
 def test_a_round_of_the_soft_cap_rounds_no_more_than_was_proved(shape, shrink):
@@ -250,6 +254,7 @@ def test_steps_that_would_break_the_map_are_refused(constraint, cap, update_norm
     assert constraint.refusal(cap, 0.1 * cap) is None
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("constraint", [c for c in HOLDING if c is not SoftCap])
 @pytest.mark.parametrize("excess", [1e3, 3e5, 1e8, 1e12])
 @pytest.mark.parametrize("cap", [1e-6, 1.0, 1e6])

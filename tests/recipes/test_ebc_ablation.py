@@ -68,10 +68,10 @@ def test_synthetic_trains_a_gpt_that_learns_and_writes_its_tables(synthetic):
 
 
 def test_a_grid_shares_compilations_writes_its_tables_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
-    grid = ["--aggregates", "l1", "exact", "--deltas", "1e-8", "0.01", "--lr-scales", "1", "2", "--seeds", "0", "1"]
+    grid = ["--aggregates", "l1", "exact", "--deltas", "1e-8", "0.01", "--lr-scales", "1", "2", "--seeds", "0"]
     grid += ["--update-every", "2"]
     assert ablate(arguments(tmp_path, *grid, "--status")) == 0
-    assert capsys.readouterr().out.startswith("grid: 0 of 20 runs done")
+    assert capsys.readouterr().out.startswith("grid: 0 of 10 runs done")
     steps = set()
     shared = ablation.shared_step
     monkeypatch.setattr(ablation, "shared_step", lambda *a: (steps.add(s := shared(*a)), s)[1])
@@ -79,7 +79,7 @@ def test_a_grid_shares_compilations_writes_its_tables_and_goes_on_where_it_stopp
     assert [step._cache_size() for step in steps] == [1] * 3, "off, l1, exact: learning rates, δ and seeds share one"
     summary = rows(tmp_path / "summary.csv")
     results = json.loads((tmp_path / "results.json").read_text())
-    assert len(summary) == len(results) == 20
+    assert len(summary) == len(results) == 10
     names = {
         "seconds",
         "final_loss",
@@ -94,7 +94,7 @@ def test_a_grid_shares_compilations_writes_its_tables_and_goes_on_where_it_stopp
     assert names <= set(results[0])
     tight = [row for row in results if row["ebc"] == "exact" and row["delta"] == 1e-8]
     assert all(row["ebc_c"] < 1 for row in tight)
-    assert len({(row["final_loss"]) for row in results if row["ebc"] == "off"}) == 4, "learning rates and seeds differ"
+    assert len({(row["final_loss"]) for row in results if row["ebc"] == "off"}) == 2, "learning rates differ"
     for name in ("pareto_ppl_vs_avgc.png", "lr_headroom.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     folders = [path.parent for path in tmp_path.glob("*/result.json")]
@@ -103,7 +103,7 @@ def test_a_grid_shares_compilations_writes_its_tables_and_goes_on_where_it_stopp
     (folders[0] / "result.json").unlink()
     capsys.readouterr()
     assert ablate(arguments(tmp_path, *grid, "--status")) == 0
-    assert f"19 of 20 runs done\n  missing: {folders[0].name}" in capsys.readouterr().out
+    assert f"9 of 10 runs done\n  missing: {folders[0].name}" in capsys.readouterr().out
     trained = []
     train = ablation.Runner._train
     noted = lambda self, recipe: (trained.append(recipe), train(self, recipe))[1]  # noqa: E731

@@ -25,7 +25,7 @@ from lipzoo.recipe.format1 import current_name
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.system.lock import held
-from lipzoo.train import checkpoint, digests
+from lipzoo.train import checkpoint, contents, digests
 from lipzoo.train.checkpoint import Checkpoints, save_model
 from lipzoo.train.reading import Damaged, check_whole, find_steps
 from lipzoo.train.state import State, abstract_state, init_state
@@ -107,9 +107,8 @@ import jax, numpy as np, sys
 from pathlib import Path
 from tests.train.test_checkpoint import restore, save
 from tests.recipe.test_recipe import make
-from lipzoo.train.train import init_state
+from lipzoo.train.state import State, init_state
 from lipzoo.devices.mesh import make_mesh
-from lipzoo.train.train import State
 import jax.numpy as jnp
 recipe = make(width=4, batch_size=16, bias=True)
 state = init_state(recipe, make_mesh())
@@ -298,7 +297,7 @@ def test_the_first_format_loads_resumes_and_tells_what_it_is(tmp_path):
 def test_the_optimizer_of_the_first_format_is_found_by_name():
     stored = json.loads((FORMAT1.with_name("format1_gpt") / "checkpoints" / "2" / "digests" / "metadata").read_text())
     recipe = lipzoo.load(FORMAT1.with_name("format1_gpt")).recipe
-    assert {current_name(key) for key in stored["rest"]} == set(checkpoint._rest_arrays(abstract_state(recipe)))
+    assert {current_name(key) for key in stored["rest"]} == set(contents.rest_arrays(abstract_state(recipe)))
 
 
 def test_a_checkpoint_of_a_later_version_names_it(tiny, tmp_path):

@@ -67,9 +67,8 @@ def wait_for(condition, process):
 ENDINGS = [
     (signal.SIGKILL, "recipe.json", -9),
     (signal.SIGKILL, "checkpoints/500.orbax-checkpoint-tmp", -9),
-    (signal.SIGKILL, "checkpoints/1000", -9),
-    (signal.SIGTERM, "checkpoints/1500", 143),
-    (signal.SIGINT, "checkpoints/2000", 130),
+    (signal.SIGTERM, "checkpoints/1000", 143),
+    (signal.SIGINT, "checkpoints/1500", 130),
 ]
 """How one run is ended again and again, and what it has just written then."""
 

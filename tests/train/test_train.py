@@ -130,7 +130,7 @@ GUARANTEES = [
         ("muon", name, lr)
         for name in CONSTRAINTS
         if CONSTRAINTS[name].guarantees and name != "soft-cap"
-        for lr in (0.3, 90.0)
+        for lr in ((0.3, 90.0) if name in ("hard-cap", "svd-cap", "weight-decay") else (90.0,))
     ],
     *[("muon", "soft-cap", lr) for lr in (0.3, 2.0, SOFT_CAP_LIMIT)],
     *[("adamw", name, 0.1) for name in ("soft-cap", "hard-cap", "spectral-normalize")],
