@@ -28,6 +28,7 @@ VARIANTS = {
     "bias": GPTConfig(width=16, depth=2, heads=4, softmax_scale=0.5, relative_bias=5, zero_init=False),
     "window": GPTConfig(width=16, depth=2, heads=2, window=3, zero_init=False),
     "baseline": GPTConfig(width=16, depth=2, heads=2, norm="rms", residual="plain", qk_norm=True, zero_init=False),
+    "unrotated": GPTConfig(width=16, depth=2, heads=2, rotary=False, relative_bias=3, zero_init=False),
     "lipsformer": GPTConfig("lipsformer", width=16, depth=2, heads=2, softmax_scale=12.0, zero_init=False),
 }
 

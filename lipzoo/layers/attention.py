@@ -6,80 +6,17 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
+from lipzoo.layers.attend import attend, rotate
 from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_axes
 from lipzoo.layers.normalization import RMSNorm
 from lipzoo.theory.bound import Bound
-from lipzoo.theory.numbers import Scalar, log_root_mean_square, log_sum, log_times, log_up, namespace
+from lipzoo.theory.numbers import Scalar, log_hypot, log_root_mean_square, log_sum, log_times, log_up, namespace
 from lipzoo.theory.space import Space, Tokens
 from lipzoo.theory.weight import Measure, Weight
 
-ROTARY_BASE = 10_000.0
-FLASH_SIZE = 128
-"""Largest width of a head that cuDNN's flash attention takes."""
 Heads = Float[Array, "time heads size"]
-
-
-def rotate(x: Float[Array, "*batch time heads size"], first: Position = 0) -> Float[Array, "*batch time heads size"]:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864).
-
-    Turns the pair (xᵢ, xᵢ₊ₛ), s = size/2, of the token at position t by the angle t·10000^(-i/s): a rotation of every
-    head's space, which changes no norm and no bound. `first` is the position of the first token.
-    """
-    half = x.shape[-1] // 2
-    frequency = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.outer((first + jnp.arange(x.shape[-3], dtype=jnp.int32)).astype(jnp.float32), frequency)
-    shape = (*(1,) * (x.ndim - 3), angle.shape[0], 1, half)
-    cos, sin = jnp.cos(angle).astype(x.dtype).reshape(shape), jnp.sin(angle).astype(x.dtype).reshape(shape)
-    left, right = x[..., :half], x[..., half:]
-    return jnp.concatenate([cos * left + sin * right, cos * right - sin * left], axis=-1)
-
-
-def attend(
-    q: Float[Array, "queries heads size"],
-    k: Float[Array, "keys heads size"],
-    v: Float[Array, "keys heads size"],
-    *,
-    scale: float,
-    first: Position,
-    window: int,
-    documents: Int[Array, " keys"] | None,
-    bias: Float[Array, "heads reach"] | None,
-) -> Float[Array, "queries heads size"]:
-    """softmax(scale·qkᵀ + b)v, where query i, at position p = `first` + i, looks at keys 0, …, p.
-
-    It looks at the last `window` of these alone, unless that is 0, and only at those of its own document. b depends on
-    the distance alone; distances beyond its reach share its last entry. cuDNN's flash attention runs where it can: in
-    bfloat16 on a GPU, for heads of up to 128, without b; elsewhere the softmax is in float32.
-    """
-    distance = (first + jnp.arange(q.shape[0], dtype=jnp.int32))[:, None] - jnp.arange(k.shape[0], dtype=jnp.int32)[
-        None, :
-    ]
-    if bias is not None:
-        bias = bias.astype(jnp.float32)[:, jnp.clip(distance, 0, bias.shape[1] - 1)]
-    whole = isinstance(first, int) and first == 0 and len(q) == len(k)
-    flash = jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and q.shape[-1] <= FLASH_SIZE and bias is None
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        bias,
-        _together(documents) if whole else _recent(distance, window),
-        scale=scale,
-        is_causal=whole,
-        local_window_size=(window - 1, 0) if whole and window else None,
-        implementation="cudnn" if flash and whole else "xla",
-    )
-
-
-def _together(documents: Int[Array, " time"] | None) -> Bool[Array, "1 time time"] | None:
-    return None if documents is None else (documents[:, None] == documents[None, :])[None]
-
-
-def _recent(distance: Int[Array, "queries keys"], window: int) -> Bool[Array, "1 queries keys"]:
-    return ((distance >= 0) & (distance < (window or distance.shape[1])))[None]
 
 
 class _Side(NamedTuple):
@@ -90,7 +27,9 @@ class _Side(NamedTuple):
 
 
 class Attention(AbstractModule):
-    """x ↦ c·W_O concatᵢ softmax(s·qᵢkᵢᵀ/d_h) vᵢ, causal; qᵢ = rotate(W_Q,i x), kᵢ = rotate(W_K,i x), vᵢ = W_V,i x.
+    """x ↦ c·W_O concatᵢ softmax(s·qᵢkᵢᵀ/d_h) vᵢ, causal; qᵢ = W_Q,i x, kᵢ = W_K,i x, vᵢ = W_V,i x.
+
+    With `rotary`, qᵢ and kᵢ are then rotated by their positions.
 
     The logits are divided by the heads' width d_h, not by its root: then |qᵀk|/d_h is at most the product of RMS norms.
 
@@ -104,6 +43,8 @@ class Attention(AbstractModule):
       does not depend on x, so sharp attention to nearby tokens costs nothing in the bound, where sharp attention to
       content costs 2s.
     - `window`: how many tokens it looks back, itself among them; 0 for all.
+    - `rotary`: whether q and k are rotated by their positions. Without, keys act alike wherever they stand, and the
+      bound is sharper.
     - `qk_epsilon`, `v_epsilon`: where given, every head's q and k (or v) is divided by √(mean square + ε).
     """
 
@@ -118,6 +59,7 @@ class Attention(AbstractModule):
     qk_epsilon: float | None = eqx.field(static=True, default=None)
     v_epsilon: float | None = eqx.field(static=True, default=None)
     window: int = eqx.field(static=True, default=0)
+    rotary: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self) -> None:
         width = self.out.array.shape[-1]
@@ -161,7 +103,7 @@ class Attention(AbstractModule):
             q, k = RMSNorm(self.qk_epsilon)(q), RMSNorm(self.qk_epsilon)(k)
         if self.v_epsilon is not None:
             v = RMSNorm(self.v_epsilon)(v)
-        return rotate(q, first), rotate(k, first), v
+        return (rotate(q, first), rotate(k, first), v) if self.rotary else (q, k, v)
 
     def _by_head(self, x: Float[Array, "time d"]) -> Heads:
         return x.reshape(x.shape[0], self.heads, -1)
@@ -195,20 +137,35 @@ class Attention(AbstractModule):
            hence L (b) is √mean V_i² + s(Q max k_iv_i + q max K_iv_i).
 
         W_O takes zᵢ per head to at most ‖W_O‖√mean zᵢ², and to at most Σ‖W_O,i‖zᵢ with its column blocks.
+
+        Where q, k and v are linear and not rotated, changes of values and of keys add up as sides of a right angle:
+
+        5. In one head let ‖δx_j‖ ≤ 1. The keys' changes move the logits by ⟨c, δx_j⟩ with one vector c for all tokens,
+           so by at most σ = sK_iq_i: let it be σξ_j, ξ_j the part of δx_j along c. Across c, Jensen's inequality gives
+           ‖Σp_jδx_j‖² ≤ ξ̄² + Σp_j(1 - ξ_j²) = 1 - τ with τ the variance of ξ, and that of Cauchy and Schwarz
+           ‖Σp_j(v_j - v̄)σξ_j‖ ≤ σv_i√τ. Hence V_i√(1-τ) + σv_i√τ ≤ √(V_i² + σ²v_i²) instead of V_i + σv_i, in (a);
+           in (b), √(mean V_i² + (sq max K_iv_i)²). The query's own change adds what it did. A rotation, or the
+           derivative of a normalization, would give every token a c of its own, and this is then false.
         """
         self._check_shapes()
         r, eps = incoming.tokens("attention", self.out.array.shape[-1]).log_radius, self.qk_epsilon
         q, k, joined = (_side(measure(w), r, eps) for w in (self._split(self.q), self._split(self.k), self._joined()))
         v = _side(measure(self._split(self.v)), r, self.v_epsilon)
         s, most = log_up(self.softmax_scale, r), namespace(v.gain).max
-        scores = log_sum([log_times(q.gain, k.radius), log_times(q.radius, k.gain)])
-        by_head = self._through(log_sum([v.gain, log_times(s, scores, v.radius)]), measure)
         keys, change = most(log_times(k.radius, v.radius)), most(log_times(k.gain, v.radius))
-        change = log_sum([log_times(joined.gain, keys), log_times(joined.radius, change)])
-        together = log_sum([log_root_mean_square(v.gain), log_times(s, change)])
+        if self.rotary or eps is not None or self.v_epsilon is not None:
+            scores = log_sum([log_times(q.gain, k.radius), log_times(q.radius, k.gain)])
+            alone = log_sum([v.gain, log_times(s, scores, v.radius)])
+            change = log_sum([log_times(joined.gain, keys), log_times(joined.radius, change)])
+            together = log_sum([log_root_mean_square(v.gain), log_times(s, change)])
+        else:
+            content = log_hypot(v.gain, log_times(s, q.radius, k.gain, v.radius))
+            alone = log_sum([content, log_times(s, q.gain, k.radius, v.radius)])
+            content = log_hypot(log_root_mean_square(v.gain), log_times(s, joined.radius, change))
+            together = log_sum([content, log_times(s, joined.gain, keys)])
         together = log_times(log_up(measure(self.out), r), together)
         c = log_up(abs(self.output_scale), r)
-        gain = log_times(c, namespace(by_head).minimum(by_head, together))
+        gain = log_times(c, namespace(together).minimum(self._through(alone, measure), together))
         radius = log_times(c, self._through(v.radius, measure))
         return dataclasses.replace(incoming, log_radius=radius).grow(log_up(1.0, r), gain)
 

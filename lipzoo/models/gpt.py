@@ -162,6 +162,7 @@ def _block(config: GPTConfig, cap: float, share: float, key: PRNGKeyArray) -> Se
         _relative_bias(config) if config.relative_bias else None,
         config.epsilon if config.qk_norm else None,
         window=config.window,
+        rotary=config.rotary,
     )
     up, down = Linear(matrix(4, "up", (4 * width, width))), Linear(matrix(5, "down", (width, 4 * width), last))
     activations = {"gelu": GELU(config.gelu_divisor), "maxmin": GroupSort(), "relu2": SquaredReLU(4 * width)}

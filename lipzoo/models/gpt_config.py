@@ -19,6 +19,7 @@ OF_GPT = (
     "gelu_divisor",
     "residual_scale",
     "attention_scale",
+    "rotary",
     "relative_bias",
 )
 """Options that LipsFormer has no use for."""
@@ -44,11 +45,14 @@ class GPTConfig:
     granularity: Granularity = "head"
     """What caps and muon take for one matrix of q, k and v: each head, or the whole."""
     softmax_scale: float = 1.0
-    """Factor s on the attention logits; counts as 1 + 2s in the bound."""
+    """Factor s on the attention logits; counts as 1 + 2s in the bound, as s + √(1 + s²) with --no-rotary."""
     attention_scale: float = 1 / 3
     """Factor on the output of attention with convex residuals; 1/(1 + 2s) makes it 1-Lipschitz at unit norms."""
     relative_bias: int = 0
     """Distances for which each head learns a bias on its attention logits; costs nothing in the bound; 0 for none."""
+    rotary: bool = True
+    """Rotate queries and keys by their positions; without, the bound is sharper, and positions are told apart by
+    --relative-bias alone."""
     residual_scale: float = 1.0
     """Residuals are (1-α)x + αf(x) with α = this over twice the blocks."""
     final_scale: float = 1.0

@@ -85,6 +85,11 @@ def log_root_mean_square(logs: Scalar) -> Scalar:
     return round_log_up((log_sum(2 * logs) - math.log(_count(logs))) / 2, operations=2.0)
 
 
+def log_hypot(first: Scalar, second: Scalar) -> Scalar:
+    """log √(x² + y²) from log x and log y, rounded up."""
+    return log_sum([2 * first, 2 * second]) / 2
+
+
 def _count(values: Scalar) -> int:
     return int(np.shape(values)[0])  # pyright: ignore[reportGeneralTypeIssues]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lipzoo.constraints import SvdCap
-from lipzoo.layers.attention import rotate
+from lipzoo.layers.attend import rotate
 from lipzoo.layers.base import Mask
 from lipzoo.models import Attention
 from lipzoo.theory.bound import Bound
@@ -71,9 +71,14 @@ ATTACKED = {
     "sharp": (4.0, 2.0, {}),
     "qk-norm": (2.0, 1.0, {"qk_epsilon": 0.1}),
     "cosine": (2.0, 0.5, {"qk_epsilon": 0.03, "v_epsilon": 0.3, "output_scale": 2.0}),
+    "unrotated": (1.0, 1.0, {"rotary": False}),
+    "sharp, unrotated": (4.0, 2.0, {"rotary": False}),
     "bias": (1.0, 1.0, {"bias": Weight(jnp.linspace(4.0, -4.0, 5).reshape(1, 5, 1), "bias", "position")}),
 }
-HEADS = [*((name, 16, "head") for name in ATTACKED), *((name, 4, "matrix") for name in ("unit", "sharp", "cosine"))]
+HEADS = [
+    *((name, 16, "head") for name in ATTACKED),
+    *((name, 4, "matrix") for name in ("unit", "sharp", "cosine", "unrotated", "sharp, unrotated")),
+]
 
 
 @pytest.mark.parametrize(("name", "heads", "granularity"), HEADS)
@@ -115,6 +120,71 @@ def test_no_ascent_on_inputs_directions_and_weights_exceeds_the_bound(name, head
     assert largest <= float(exact.radius) * (1 + 1e-5)
     assert exact.log_lipschitz <= caps.log_lipschitz
     assert exact.radius <= caps.radius
+
+
+def identities(width, heads=1, **options):
+    weight = Weight(jnp.eye(width), "w", cap=1.0)
+    return Attention(weight, weight, weight, weight, heads, output_scale=1.0, **options)
+
+
+def test_rotated_keys_change_values_and_logits_by_more_than_a_right_angle():
+    """Two keys, the second turned by 180°, moved alike: 1 + s = 4, where unrotated ones reach √(1 + s²)."""
+    q, scale = jnp.array([1.0, 0.0]) * np.sqrt(2), 3.0
+
+    def attend(x, signs):
+        return jax.nn.softmax(scale * (signs * x) @ q / 2) @ x
+
+    x, v = jnp.array([[1.0, 0.0], [-1.0, 0.0]]) * np.float32(np.sqrt(2)), jnp.stack([q, q]).astype(jnp.float32)
+    _, change = jax.jvp(lambda x: attend(x, jnp.array([[1.0], [-1.0]])), (x,), (v,))
+    assert float(token_norms(change)) == pytest.approx(1 + scale, rel=1e-6)
+    assert 1 + scale > np.sqrt(1 + scale**2)
+    rotated, plain = (identities(2, softmax_scale=scale, rotary=rotary) for rotary in (True, False))
+    own = scale  # What the query's own change adds.
+    bounds = [float(m.bound(Bound.start(m.takes, 1.0), exact_norm).lipschitz) for m in (rotated, plain)]
+    assert bounds == pytest.approx([1 + scale + own, np.sqrt(1 + scale**2) + own])
+
+
+def test_the_bound_without_rotation_is_nearly_reached():
+    """2000 tokens ±u and one that asks, q ⊥ u, moved by (u ± q)/√2 and u: 2.4123 of 1 + √2."""
+    u, q = np.sqrt(2) * np.array([0.0, 1.0]), np.sqrt(2) * np.array([1.0, 0.0])
+    signs = np.array([1.0, -1.0] * 1000)[:, None]
+    x = np.vstack([signs * u, q]).astype(np.float32)
+    v = np.vstack([(u + signs * q) / np.sqrt(2), u]).astype(np.float32)
+    module = identities(2, rotary=False)
+    _, change = jax.jvp(module, (jnp.asarray(x),), (jnp.asarray(v),))
+    for measure in (exact_norm, cap_norm):
+        bound = float(module.bound(Bound.start(module.takes, 1.0), measure).lipschitz)
+        assert 2.4122 < float(token_norms(change)[-1]) <= bound == pytest.approx(1 + np.sqrt(2), rel=1e-9)
+
+
+@pytest.mark.parametrize(("heads", "granularity"), [(1, "head"), (4, "head"), (4, "matrix")])
+@pytest.mark.parametrize("softmax_scale", [0.0, 0.1, 1.0, 8.0])
+def test_without_rotation_no_bound_is_larger(heads, granularity, softmax_scale):
+    rotated = attention(jax.random.key(0), heads=heads, granularity=granularity, softmax_scale=softmax_scale)
+    for radius in (0.1, 1.0, 3.0):
+        start = Bound.start(rotated.takes, radius)
+        more = rotated.bound(start, exact_norm).log_lipschitz
+        less = dataclasses.replace(rotated, rotary=False).bound(start, exact_norm).log_lipschitz
+        assert less <= more + 1e-12
+        if softmax_scale >= 1 and radius >= 1:
+            assert less < more - 1e-3
+
+
+@pytest.mark.parametrize("options", [{"qk_epsilon": 0.1}, {"v_epsilon": 0.1}])
+def test_normalized_heads_have_the_bound_of_rotated_ones(options):
+    """The derivative of a normalization gives every token a direction of its own, as a rotation does."""
+    first, second = (attention(jax.random.key(0), rotary=rotary, **options) for rotary in (True, False))
+    bounds = [m.bound(Bound.start(m.takes, 1.0), exact_norm).log_lipschitz for m in (first, second)]
+    assert bounds[0] == bounds[1]
+
+
+def test_without_rotation_the_order_of_earlier_tokens_does_not_count():
+    module = attention(jax.random.key(0), rotary=False)
+    x = jax.random.normal(jax.random.key(1), (6, 32))
+    turned = jnp.concatenate([x[4::-1], x[5:]])
+    np.testing.assert_allclose(module(x)[-1], module(turned)[-1], atol=1e-6)
+    rotated = dataclasses.replace(module, rotary=True)
+    assert float(jnp.abs(rotated(x)[-1] - rotated(turned)[-1]).max()) > 1e-3
 
 
 def test_unit_norm_attention_per_head_is_one_lipschitz():
