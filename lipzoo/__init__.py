@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lipzoo import constraints as constraints
     from lipzoo import models as models
     from lipzoo import optim as optim
+    from lipzoo import testing as testing
     from lipzoo.certify.certificate import Certificate as Certificate
     from lipzoo.theory import space as space
     from lipzoo.theory.bound import Bound as Bound
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 HOMES = {"Bound": "lipzoo.theory.bound", "Certificate": "lipzoo.certify.certificate", "load": "lipzoo.train.load"}
-ROOMS = {**{name: f"lipzoo.{name}" for name in ("constraints", "models", "optim")}, "space": "lipzoo.theory.space"}
+ROOMS = {
+    **{name: f"lipzoo.{name}" for name in ("constraints", "models", "optim", "testing")},
+    "space": "lipzoo.theory.space",
+}
 """Where what notebooks use lies. It is imported when it is first asked for: each takes a while."""
 
 

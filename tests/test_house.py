@@ -16,7 +16,7 @@ FLOORS = (
     {"models"},
     {"recipe"},
     {"train"},
-    {"certify", "sweep", "sample", "activations", "import_npz"},
+    {"certify", "sweep", "sample", "activations", "import_npz", "testing"},
     {"cli"},
     {"__init__"},  # what a notebook sees
 )
