@@ -32,6 +32,7 @@ STRIDE = 0.1
 """Steps of the ascent, as fractions of the size of what is moved."""
 Point = tuple[Any, Float[Array, "..."], Float[Array, "..."]]
 """A module, an input, and a direction in which that is moved."""
+Climb = Callable[[Point], tuple[Point, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +75,10 @@ def check_bound(
     claim = module.bound(start, exact_norm)
     attack = _Attack(space, claim.space, radius)
     found = [_random(attack, module, claim, seed) for seed in range(seeds)]
-    found += [_ascent(attack, module, claim, seed, steps, still=True) for seed in range(seeds)]
+    found += _ascents(attack, module, claim, seeds, steps, still=True)
     if weights(module):
         held = set_caps(module, {w.name: float(np.max(exact_norm(w))) * (1 + 1e-6) for w in weights(module)})
-        for seed in range(seeds):
-            _ascent(attack, held, held.bound(start, cap_norm), seed, steps, still=False)
+        _ascents(attack, held, held.bound(start, cap_norm), seeds, steps, still=False)
     return Found(max(f.gain for f in found), found[0].lipschitz, max(f.output for f in found), found[0].radius)
 
 
@@ -126,18 +126,26 @@ def _random(attack: _Attack, module: AbstractModule, claim: Bound, seed: int) ->
     return _found(max(gains.max(), (changes / distances).max()), sizes.max(), claim, "a random input")
 
 
-def _ascent(attack: _Attack, module: AbstractModule, claim: Bound, seed: int, steps: int, *, still: bool) -> Found:
-    best = [0.0, 0.0]
-    for place in range(2):  # The gain, then the output.
-        climb = _climber(attack, place, still=still)
-        point: Point = (module, *attack.draw(jax.random.key(seed + 1000)))
-        for _ in range(steps):
-            point, value = climb(point)
-            best[place] = max(best[place], float(value))
-    return _found(*best, claim, "gradient ascent on inputs" if still else "gradient ascent on weights and inputs")
+def _ascents(
+    attack: _Attack, module: AbstractModule, claim: Bound, seeds: int, steps: int, *, still: bool
+) -> list[Found]:
+    climbers = [_climber(attack, place, still=still) for place in range(2)]  # The gain, and the output.
+    how = "gradient ascent on inputs" if still else "gradient ascent on weights and inputs"
+    return [
+        _found(*(_top(climb, module, attack, seed, steps) for climb in climbers), claim, how) for seed in range(seeds)
+    ]
 
 
-def _climber(attack: _Attack, place: int, *, still: bool) -> Callable[[Point], tuple[Point, Array]]:
+def _top(climb: Climb, module: AbstractModule, attack: _Attack, seed: int, steps: int) -> float:
+    point: Point = (module, *attack.draw(jax.random.key(seed + 1000)))
+    best = 0.0
+    for _ in range(steps):
+        point, value = climb(point)
+        best = max(best, float(value))
+    return best
+
+
+def _climber(attack: _Attack, place: int, *, still: bool) -> Climb:
     """One step uphill of the gain (0) or the output (1), and the value before it."""
 
     @eqx.filter_jit

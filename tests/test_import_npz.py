@@ -114,7 +114,7 @@ def test_a_place_in_the_memo_far_ahead_takes_no_memory(tmp_path):
     """A reader that holds the memo as an array would reserve 32 GB for these eight bytes."""
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))"
     path = write_pickle(tmp_path / "x.npz", b"\x80\x04]r\xff\xff\xff\xfe.")
-    code = f"import lipzoo.import_npz as m, pathlib; {limit}; print(m.read_objects(pathlib.Path({str(path)!r})))"
+    code = f"import lipzoo.import_npz.reader as m, pathlib; {limit}; print(m.read_objects(pathlib.Path({str(path)!r})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.stdout == "{'args': []}\n"
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lipzoo.data import Augment, DataConfig, Form, ShuffledBatches, Split, iterate, randomize_labels
+from lipzoo.data import Augment, DataConfig, Form, ShuffledBatches, Split, iterate
 from lipzoo.data.digits import load_digits
-from lipzoo.data.images import as_pixels
+from lipzoo.data.images import as_pixels, randomize_labels
 
 
 def numbered(count):

@@ -15,9 +15,8 @@ from lipzoo.report.metrics import read_metrics
 from tests.train.test_loop import sha256
 
 SMALL = [
-    *("--depth", 1, "--width", 8, "--heads", 2, "--window", 0, "--window-stages", 1, "--data", "wikipedia_gpt2"),
-    *("--batch-size", 8, "--seq-len", 16, "--val-tokens", 500, "--model-dtype", "float32", "--msign-dtype", "float32"),
-    *("--log-interval", 1, "--val-interval", 100),
+    *("--depth", 2, "--width", 8, "--heads", 2, "--relative-bias", 4, "--data", "synthetic", "--no-seal"),
+    *("--batch-size", 8, "--seq-len", 16, "--accum-steps", 1, "--log-interval", 1, "--val-interval", 100),
 ]
 
 
@@ -30,7 +29,7 @@ def free_port():
 def start(devices, *arguments, environment=None):
     """A process with so many fake devices."""
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "recipes.gpt145m", *map(str, arguments)]
+    command = [sys.executable, "-m", "recipes.shakespeare_gpt", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env={**os.environ, **flags, **(environment or {})}, **pipes)
 
@@ -55,7 +54,7 @@ def losses(run):
     return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
 
 
-def test_two_processes_end_together_and_resume_bit_for_bit_and_on_fewer_devices(wikipedia_dir, tmp_path):
+def test_two_processes_end_together_and_resume_bit_for_bit_and_on_fewer_devices(tmp_path):
     whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
     steps = ["--steps", 16, "--save-interval", 8]
     codes, outputs = finish(start_two(*SMALL, *steps, "--run-dir", whole))
