@@ -97,7 +97,7 @@ EXACT = [
 
 @pytest.mark.parametrize(("name", "constraint", "function", "tolerance"), EXACT, ids=[row[0] for row in EXACT])
 @pytest.mark.parametrize("shape", [(1, 9), (9, 1), (24, 24), (80, 8), (8, 80)])
-@pytest.mark.parametrize("relative_update", [0.02, 0.3, 1.9])
+@pytest.mark.parametrize("relative_update", [0.02, 1.9])
 def test_singular_values_are_mapped_as_documented(name, constraint, function, tolerance, shape, relative_update):
     cap = 2.5
     matrix = with_spectrum(shape, cap * (1 + relative_update))
