@@ -188,8 +188,13 @@ def start(command: Command) -> int:
     package = (ROOT / command.module.replace(".", "/") / "__main__.py").exists()
     name = f"{command.module}.__main__" if package else command.module
     imported = sys.modules.pop(name, None)
+    # Without jaxtyping's hook: beartype knows a type by its name, and confuses the `__main__` of two commands.
+    finders = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("jaxtyping")]
     try:
-        with patch.object(sys, "argv", [command.module, *command.arguments]):
+        with (
+            patch.object(sys, "argv", [command.module, *command.arguments]),
+            patch.object(sys, "meta_path", finders),
+        ):
             runpy.run_module(command.module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         return int(end.code or 0)
