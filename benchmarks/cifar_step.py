@@ -32,7 +32,7 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.system.terminal import program
 from lipzoo.train.state import init_state
-from lipzoo.train.step import make_train_step
+from lipzoo.train.step import step_of
 from recipes.cifar_mlp import RECIPE
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], Any]
@@ -112,7 +112,7 @@ class Stepper:
 
     def __init__(self, recipe: Recipe, data: list[dict[str, Any]]):
         self.mesh = make_mesh()
-        self._step = make_train_step(recipe, self.mesh, 255)
+        self._step = step_of(recipe, self.mesh)
         self._state = init_state(recipe, self.mesh)
         self._data = [jax.device_put(batch, batched(self.mesh)) for batch in data]
         traced = jax.make_jaxpr(self._step)(self._state, self._data[0]).jaxpr

@@ -28,7 +28,7 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.sweep.ablation import Row, write_rows
 from lipzoo.system.terminal import program
 from lipzoo.train.state import init_state
-from lipzoo.train.step import forward, make_train_step
+from lipzoo.train.step import forward, step_of
 from recipes.ebc_ablation import DEFAULTS, Setting, Source, recipe_of
 
 LR, DELTA = 0.032, 0.03
@@ -75,7 +75,7 @@ def costs(line: CommandLine, batch_size: int) -> list[Row]:
     batches = list(data.batches(batch_size=batch_size, count=20, seed=0))
     recipes = {name: dataclasses.replace(recipe, ebc=ebc) for name, ebc in EBCS.items()}
     states: dict[str, Any] = {name: init_state(r, mesh) for name, r in recipes.items()}
-    steps = {name: make_train_step(r, mesh, None) for name, r in recipes.items()}
+    steps = {name: step_of(r, mesh) for name, r in recipes.items()}
     times: dict[str, list[float]] = {name: [] for name in EBCS}
     for round_ in range(line.steps + 1):
         for name, step in steps.items():
@@ -113,7 +113,7 @@ def divergences(line: CommandLine, name: str) -> list[Row]:
     ebc = dataclasses.replace(EBCS[name], update_every=1 if "exact" in name else 20)
     ebc = dataclasses.replace(ebc, target_kl=2.0) if name == "l1" else ebc
     recipe = dataclasses.replace(base(line, 16), ebc=ebc)
-    state, step, kl = init_state(recipe, make_mesh()), make_train_step(recipe, make_mesh(), None), rest_kl(recipe)
+    state, step, kl = init_state(recipe, make_mesh()), step_of(recipe, make_mesh()), rest_kl(recipe)
     rows = []
     for index, batch in enumerate(recipe.data.load(0).batches(batch_size=16, count=line.steps, seed=0)):
         before = jax.tree.map(np.array, state.model)

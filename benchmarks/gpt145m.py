@@ -26,12 +26,12 @@ from rich.table import Table
 from benchmarks import FOLDER, benchmark
 from benchmarks.shakespeare_step import matmul_rate, model_flops, seconds
 from lipzoo.devices.mesh import make_mesh, place, spread
-from lipzoo.layers.base import Mask
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.system.terminal import program
+from lipzoo.train.plan import resolve
 from lipzoo.train.state import init_state
-from lipzoo.train.step import constrain, loss_and_gradient, make_train_step
+from lipzoo.train.step import Computation, make_train_step
 from recipes.gpt145m import VARIANTS
 
 
@@ -95,28 +95,30 @@ def measure(recipe: Recipe, line: CommandLine) -> dict[str, Any]:
     mesh, timed = make_mesh(recipe.training.mesh), functools.partial(seconds, line.rounds)
     batch = place(random_batch(recipe), mesh)
     state: Any = init_state(recipe, mesh)
-    optimizer, key = recipe.optimizer.build(spread=functools.partial(spread, mesh)), jax.random.key(0)
-    differentiate = jax.jit(lambda model, batch: loss_and_gradient(recipe, mesh, None, model, batch, Mask())[1])
+    plan, hyper = resolve(recipe)
+    computation, one, key = Computation(plan, mesh), jnp.float32(1), jax.random.key(0)
+    optimizer = plan.transform(functools.partial(spread, mesh))
+    differentiate = jax.jit(lambda model, batch: computation.loss_and_gradient(model, batch, one)[1])
+    known = {"hyper": hyper, "clock": jnp.int32(0), "lr": one, "fraction": one, "logits_fn": None}
+    update = jax.jit(lambda gradient, state, model: optimizer.update(gradient, state, model, **known))
     gradient = differentiate(state.model, batch)
     parts = {
         "forward and backward": timed(differentiate, state.model, batch),
-        "optimizer": timed(jax.jit(optimizer.update), gradient, state.opt_state, state.model),
-        "constraint": timed(
-            jax.jit(lambda m, u: constrain(recipe, mesh, m, u, jnp.float32(1), key)), state.model, gradient
-        ),
+        "optimizer": timed(update, gradient, state.opt_state, state.model),
+        "constraint": timed(jax.jit(lambda m, u: computation.constrain(m, u, one, hyper, key)), state.model, gradient),
     }
     rate = matmul_rate(line.rounds, line.product, recipe.training.model_dtype)
     floor = model_flops(recipe, state.model) / (rate * mesh.size)
     del gradient
-    jitted: Any = make_train_step(recipe, mesh, None)
-    step = jitted.lower(state, batch).compile()
+    jitted: Any = make_train_step(plan, mesh)
+    step = jitted.lower(state, batch, hyper).compile()
     memory = step.memory_analysis()
     if line.profile is not None:
         jax.profiler.start_trace(str(line.profile))
     times = []
     for _ in range(line.rounds + 1):
         start = time.perf_counter()
-        state, _ = step(state, batch)
+        state, _ = step(state, batch, hyper)
         jax.block_until_ready(state)
         times.append(time.perf_counter() - start)
     if line.profile is not None:

@@ -32,8 +32,9 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.sample import generate
 from lipzoo.system.terminal import program
 from lipzoo.theory.weight import weights
+from lipzoo.train.plan import resolve
 from lipzoo.train.state import init_state
-from lipzoo.train.step import constrain, loss_and_gradient, make_train_step
+from lipzoo.train.step import Computation, step_of
 from recipes.shakespeare_gpt import RECIPE
 
 
@@ -86,7 +87,7 @@ def matmul_rate(rounds: int, size: int, dtype: str) -> float:
 def step_seconds(rounds: int, recipe: Recipe, batch: dict[str, Any]) -> float:
     """The whole compiled step, which is given a new state each time: it donates the old one."""
     mesh = make_mesh()
-    state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, None)
+    state, train_step = init_state(recipe, mesh), step_of(recipe, mesh)
     times = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -117,14 +118,17 @@ def main() -> None:
     batch, pipeline = jax.device_put(next(data)), timed(lambda: next(data))
     mesh = make_mesh()
     model: Any = init_state(recipe, mesh).model
-    optimizer = recipe.optimizer.build()
-    differentiate = jax.jit(lambda model, batch: loss_and_gradient(recipe, mesh, None, model, batch)[1])
+    plan, hyper = resolve(recipe)
+    computation, optimizer, one = Computation(plan, mesh), plan.transform(), jnp.float32(1)
+    differentiate = jax.jit(lambda model, batch: computation.loss_and_gradient(model, batch, one)[1])
+    known = {"hyper": hyper, "clock": jnp.int32(0), "lr": one, "fraction": one, "logits_fn": None}
+    update = jax.jit(lambda gradient, state, model: optimizer.update(gradient, state, model, **known))
     grads, opt_state, key = differentiate(model, batch), optimizer.init(model), jax.random.key(0)
     parts = {
         "whole step": step_seconds(line.rounds, recipe, batch),
         "forward and backward": timed(differentiate, model, batch),
-        "Muon": timed(jax.jit(optimizer.update), grads, opt_state, model),
-        "constraint": timed(jax.jit(lambda m, u: constrain(recipe, mesh, m, u, jnp.float32(1), key)), model, grads),
+        "Muon": timed(update, grads, opt_state, model),
+        "constraint": timed(jax.jit(lambda m, u: computation.constrain(m, u, one, hyper, key)), model, grads),
     }
     floor = model_flops(recipe, model) / matmul_rate(line.rounds, line.product, line.model_dtype)
     shape = "×".join(map(str, batch["input"].shape))

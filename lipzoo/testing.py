@@ -132,7 +132,10 @@ def _ascents(
     climbers = [_climber(attack, place, still=still) for place in range(2)]  # The gain, and the output.
     how = "gradient ascent on inputs" if still else "gradient ascent on weights and inputs"
     return [
-        _found(*(_top(climb, module, attack, seed, steps) for climb in climbers), claim, how) for seed in range(seeds)
+        _found(
+            _top(climbers[0], module, attack, seed, steps), _top(climbers[1], module, attack, seed, steps), claim, how
+        )
+        for seed in range(seeds)
     ]
 
 

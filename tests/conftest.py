@@ -54,6 +54,9 @@ def _optimized(request):
     """Compiles as users' programs are compiled where a test is marked so."""
     chosen = request.node.get_closest_marker("optimized") is not None
     if chosen:
+        from lipzoo.train.step import make_train_step
+
+        make_train_step.cache_clear()  # What is in there was compiled otherwise.
         jax.config.update("jax_disable_most_optimizations", False)
     yield
     if chosen:

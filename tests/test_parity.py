@@ -21,7 +21,8 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.recipe.training import TrainingConfig
 from lipzoo.theory.msign import SIX_ROW, approximate
 from lipzoo.theory.weight import map_weights, set_caps, weights
-from lipzoo.train.step import constrain
+from lipzoo.train.plan import resolve
+from lipzoo.train.step import Computation
 
 pytestmark = pytest.mark.optimized
 
@@ -85,14 +86,15 @@ def loss_of(model, inputs, targets):
 def ten_steps(case):
     recipe = recipe_of(case)
     model = first_model(recipe)
-    optimizer, factor = recipe.optimizer.build(), recipe.optimizer.factor(10)
+    plan, hyper = resolve(recipe)
+    optimizer, computation = plan.transform(), Computation(plan, make_mesh())
     differentiate, update = jax.jit(jax.value_and_grad(loss_of)), jax.jit(optimizer.update)
     state, losses = optimizer.init(model), []
     for step, (inputs, targets) in enumerate(zip(PUBLISHED["inputs"], PUBLISHED["targets"], strict=True)):
         loss, gradient = differentiate(model, jnp.asarray(inputs), jnp.asarray(targets.astype(np.int32)))
         losses.append(float(loss))
-        updates, state = update(gradient, state, model)
-        lr = recipe.optimizer.lr * factor(jnp.int32(step))
+        updates, state = update(gradient, state, model, hyper=hyper, clock=jnp.int32(step))
+        lr = recipe.optimizer.lr * plan.factor(jnp.int32(step))
         updates = jax.tree.map(lambda u, lr=lr: -lr * u, updates)
         model = optax.apply_updates(model, updates)
         if case == "muon_soft_cap":
@@ -100,7 +102,7 @@ def ten_steps(case):
         elif case == "muon_orthogonal":
             model = exact_stiefel(model)
         else:
-            model = constrain(recipe, make_mesh(), model, updates, lr, jax.random.key(step))
+            model = computation.constrain(model, updates, lr, hyper, jax.random.key(step))
     return np.array(losses), model
 
 

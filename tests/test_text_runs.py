@@ -21,8 +21,9 @@ from lipzoo.recipe.training import TrainingConfig
 from lipzoo.report.metrics import read_metrics
 from lipzoo.system.errors import UserError
 from lipzoo.theory.weight import weights
+from lipzoo.train.plan import resolve
 from lipzoo.train.state import init_state
-from lipzoo.train.step import make_train_step
+from lipzoo.train.step import make_train_step, step_of
 from recipes import shakespeare_gpt
 from tests.conftest import svd_norm
 
@@ -51,14 +52,14 @@ def test_caps_of_every_head_and_row_hold_after_each_step(granularity, constraint
     ).complete()
     recipe.check()
     mesh = make_mesh()
-    state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, None)
+    state, train_step = init_state(recipe, mesh), step_of(recipe, mesh)
     for batch in recipe.data.load(0).batches(batch_size=8, count=25, seed=0):
         state, _ = train_step(state, jax.device_put(batch, batched(mesh)))
-        for weight in weights(state.model):
+        for weight in weights(recipe.dressed(state.model)):
             assert svd_norm(weight.array).max() <= weight.cap
-    certificate = Certificate.of(state.model)
+    certificate = Certificate.of(recipe.dressed(state.model))
     assert certificate.certified.log_lipschitz <= certificate.a_priori.log_lipschitz
-    assert train_step._cache_size() == 1
+    assert make_train_step(resolve(recipe)[0], mesh)._cache_size() == 1
 
 
 def test_a_run_on_text_validates_stores_its_tokenizer_resumes_and_certifies(tmp_path):

@@ -14,6 +14,9 @@ from lipzoo.theory import norms
 from lipzoo.theory.numbers import Scalar
 from lipzoo.theory.weight import Weight
 
+Cap = float | Float[Array, ""]
+"""A norm not to be exceeded; an array in a step that was compiled for any."""
+
 
 class Step(eqx.Module):
     """What one optimizer step did to one weight, as far as a constraint may want to know.
@@ -44,10 +47,13 @@ class Constraint(abc.ABC):
     guarantees: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def __call__(
-        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
-    ) -> Float[Array, "*batch out in"]:
+    def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         """The constrained matrix. `matrix` is in RMS→RMS units: scaled by √(in/out), so that its norm is σ₁."""
+
+    def hold(self, weight: Weight, cap: Cap, step: Step) -> Weight:
+        """One weight constrained under a cap, whatever its own is."""
+        factor = weight.rms_factor
+        return weight.with_array(self(weight.array * factor, cap=cap, step=step) / factor)
 
     def apply(self, weight: Weight, step: Step | None = None) -> Weight:
         """One weight constrained; a weight with an infinite cap is free of constraints that need one.
@@ -56,11 +62,9 @@ class Constraint(abc.ABC):
         """
         if self.caps and math.isinf(weight.cap):
             return weight
-        factor = weight.rms_factor
-        matrix = weight.array * factor
         if step is None:
-            step = Step(jnp.maximum(norms.gram_norm(matrix) - weight.cap, 0))
-        return weight.with_array(self(matrix, cap=weight.cap, step=step) / factor)
+            step = Step(jnp.maximum(norms.gram_norm(weight.array * weight.rms_factor) - weight.cap, 0))
+        return self.hold(weight, weight.cap, step)
 
     def refusal(self, cap: float, update_norm: float) -> str | None:
         """Why an update of this norm would break the promise, or None. Unbounded updates come as infinity."""
@@ -75,7 +79,7 @@ class Constraint(abc.ABC):
         return sigma_max if self.caps else float("inf")
 
 
-def target(cap: float, matrix: Float[Array, "*batch out in"]) -> float:
+def target(cap: Cap, matrix: Float[Array, "*batch out in"]) -> Cap:
     """The cap less what single roundings of the entries can add, so that the stored result is under the cap.
 
     Rounding all entries of a matrix once changes its norm by at most u‖W‖_F ≤ u√s‖W‖, s the smaller side. After the
@@ -85,13 +89,13 @@ def target(cap: float, matrix: Float[Array, "*batch out in"]) -> float:
     return cap * (1 - (4 * math.sqrt(min(matrix.shape[-2:])) + 16) * norms.unit_roundoff(matrix.dtype))
 
 
-def aim(cap: float, matrix: Float[Array, "*batch out in"], squarings: int = norms.GRAM_SQUARINGS) -> float:
+def aim(cap: Cap, matrix: Float[Array, "*batch out in"], squarings: int = norms.GRAM_SQUARINGS) -> Cap:
     """Where a map should end that `normalize` is to judge: so far under the cap that the bound, too, is under it."""
     return target(cap, matrix) / (1 + norms.gram_excess(matrix.shape, matrix.dtype, squarings))
 
 
 def normalize(
-    matrix: Float[Array, "*batch out in"], *, cap: float, squarings: int = norms.GRAM_SQUARINGS
+    matrix: Float[Array, "*batch out in"], *, cap: Cap, squarings: int = norms.GRAM_SQUARINGS
 ) -> Float[Array, "*batch out in"]:
     """W/max(1, ‖W‖/cap), with ‖W‖ bounded from above by Gram iteration, rounding included (`norms.gram_norm`).
 

@@ -1,12 +1,11 @@
 """No map at all: unconstrained weights, and weights held by decay."""
 
 import dataclasses
-import math
 from typing import ClassVar
 
 from jaxtyping import Array, Float
 
-from lipzoo.constraints.base import Constraint, Step, normalize
+from lipzoo.constraints.base import Cap, Constraint, Step, normalize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,9 +15,7 @@ class Unconstrained(Constraint):
     caps: ClassVar[bool] = False
     guarantees: ClassVar[bool] = False
 
-    def __call__(
-        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
-    ) -> Float[Array, "*batch out in"]:
+    def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         return matrix
 
 
@@ -34,13 +31,8 @@ class WeightDecay(Constraint):
     where an upper bound of the norm (up to 1% too large) exceeds the cap, W is divided down to it.
     """
 
-    caps: ClassVar[bool] = False
-    guarantees: ClassVar[bool] = True
-
-    def __call__(
-        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
-    ) -> Float[Array, "*batch out in"]:
-        return matrix if math.isinf(cap) else normalize(matrix, cap=cap)
+    def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
+        return normalize(matrix, cap=cap)
 
     def cap(self, sigma_max: float, update_norm: float, decay: float) -> float:
         return max(1.0, update_norm / decay) * (1 + 1e-5)

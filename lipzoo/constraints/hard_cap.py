@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lipzoo.constraints.base import Constraint, Step, aim, normalize, precision, wide_product
+from lipzoo.constraints.base import Cap, Constraint, Step, aim, normalize, precision, wide_product
 from lipzoo.theory import msign, norms
 from lipzoo.theory.precision import rounded
 
@@ -44,9 +44,7 @@ class HardCap(Constraint):
     and whatever that bound finds above σ_max in the end is divided by.
     """
 
-    def __call__(
-        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
-    ) -> Float[Array, "*batch out in"]:
+    def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         product = functools.partial(jnp.matmul, precision=precision(matrix))
         matrix = normalize(matrix, cap=LARGEST_EXCESS / 2 * cap)
         gram = norms.small_gram(matrix / aim(cap, matrix))
@@ -71,9 +69,7 @@ class HardCapPoly(Constraint):
 
     guarantees: ClassVar[bool] = False
 
-    def __call__(
-        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
-    ) -> Float[Array, "*batch out in"]:
+    def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         matrix = normalize(matrix, cap=LARGEST_ARGUMENT * cap)
         low = rounded(matrix / cap, self.project_dtype)
         polynomial = msign.gram_polynomial(norms.small_gram(low), HARD_CAP_ROWS)

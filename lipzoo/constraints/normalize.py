@@ -4,7 +4,7 @@ import dataclasses
 
 from jaxtyping import Array, Float
 
-from lipzoo.constraints.base import Constraint, Step, normalize
+from lipzoo.constraints.base import Cap, Constraint, Step, normalize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,5 @@ class SpectralNormalize(Constraint):
     the cap, by 0.2% where few singular values are large and up to 1% where all of 768 are equal.
     """
 
-    def __call__(
-        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
-    ) -> Float[Array, "*batch out in"]:
+    def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         return normalize(matrix, cap=cap)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from lipzoo.constraints.base import Constraint, Step, aim, normalize, precision, target, wide_product
+from lipzoo.constraints.base import Cap, Constraint, Step, aim, normalize, precision, target, wide_product
 from lipzoo.theory import norms
 from lipzoo.theory.precision import rounded
 
@@ -40,9 +40,7 @@ class SoftCap(Constraint):
     Newhouse et al. 2025 (arXiv 2507.13338), section 3; the rounds and the monotonicity limit are ours.
     """
 
-    def __call__(
-        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
-    ) -> Float[Array, "*batch out in"]:
+    def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         side, unit = math.sqrt(min(matrix.shape[-2:])), norms.unit_roundoff(matrix.dtype)
         loss = round_loss(matrix.shape, self.project_dtype)
         proved = loss <= LARGEST_LOSS
@@ -73,7 +71,7 @@ class SoftCap(Constraint):
 
 
 def _brought_down(
-    matrix: Float[Array, "*batch out in"], norm: Float[Array, "*norms"], limit: float
+    matrix: Float[Array, "*batch out in"], norm: Float[Array, "*norms"], limit: Cap
 ) -> tuple[Float[Array, "*batch out in"], Float[Array, "*norms"]]:
     """(W, k) with k at most `limit` and ‖W‖ ≤ k: where k is above it, W is divided by ‖W‖_F/limit."""
     x, unit, _ = norms.scaled(matrix)

@@ -4,7 +4,7 @@ import dataclasses
 
 from jaxtyping import Array, Float
 
-from lipzoo.constraints.base import Constraint, Step, aim, normalize
+from lipzoo.constraints.base import Cap, Constraint, Step, aim, normalize
 from lipzoo.theory import msign, norms
 from lipzoo.theory.precision import rounded
 
@@ -16,9 +16,7 @@ class Stiefel(Constraint):
     The six-row polynomial has its supremum at 0.99933 < 1 on [0, 1]; what rounding lifts above σ_max is divided by.
     """
 
-    def __call__(
-        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
-    ) -> Float[Array, "*batch out in"]:
+    def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         low = rounded(norms.scaled(matrix)[0], self.project_dtype)
         sign = msign.approximate(low, msign.SIX_ROW, low.dtype).astype(matrix.dtype)
         return normalize(aim(cap, matrix) * sign, cap=cap)

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lipzoo.constraints.base import Constraint, Step, aim, normalize
+from lipzoo.constraints.base import Cap, Constraint, Step, aim, normalize
 
 LARGEST_EXCESS = 1000.0
 SQUARINGS = 16
@@ -22,9 +22,7 @@ class SvdCap(Constraint):
     the norm still finds above the cap is divided by.
     """
 
-    def __call__(
-        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
-    ) -> Float[Array, "*batch out in"]:
+    def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         matrix = normalize(matrix, cap=LARGEST_EXCESS * cap)
         u, sigma, vt = jnp.linalg.svd(matrix, full_matrices=False)
         rounding = 32 * float(jnp.finfo(matrix.dtype).eps) * jnp.maximum(sigma[..., :1], cap)

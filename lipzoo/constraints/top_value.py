@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lipzoo.constraints.base import Constraint, Step
+from lipzoo.constraints.base import Cap, Constraint, Step
 from lipzoo.theory import norms
 
 
@@ -34,9 +34,7 @@ class SpectralHammer(Constraint):
 
     guarantees: ClassVar[bool] = False
 
-    def __call__(
-        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
-    ) -> Float[Array, "*batch out in"]:
+    def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         return _map_top(matrix, step, lambda unit, sigma: cap / unit)
 
 
@@ -52,7 +50,5 @@ class SpectralWeightDecay(Constraint):
     caps: ClassVar[bool] = False
     guarantees: ClassVar[bool] = False
 
-    def __call__(
-        self, matrix: Float[Array, "*batch out in"], *, cap: float, step: Step
-    ) -> Float[Array, "*batch out in"]:
+    def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         return _map_top(matrix, step, lambda unit, sigma: sigma * (1 - self.rate))

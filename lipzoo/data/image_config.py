@@ -60,6 +60,11 @@ class DataConfig:
         form = FORMS[self.data]
         return math.prod(form.shape), form.classes
 
+    @property
+    def white(self) -> int:
+        """The pixel value that models see as 1."""
+        return FORMS[self.data].white
+
     def as_pixels(self, images: ArrayLike) -> Float[np.ndarray, "n pixels"]:
         """Images of this source as models see them (see `lipzoo.data.images.as_pixels`)."""
         return as_pixels(images, FORMS[self.data])

@@ -177,6 +177,10 @@ class TextConfig:
         return dataclasses.replace(self, alphabet=alphabet)
 
     @property
+    def white(self) -> None:
+        """Tokens have no brightest value."""
+
+    @property
     def sizes(self) -> tuple[int, int]:
         """Tokens in, tokens out."""
         return len(self.alphabet), len(self.alphabet)

@@ -168,6 +168,10 @@ class TokensConfig:
         return self
 
     @property
+    def white(self) -> None:
+        """Tokens have no brightest value."""
+
+    @property
     def sizes(self) -> tuple[int, int]:
         """Tokens in, tokens out."""
         return VOCABULARY, VOCABULARY

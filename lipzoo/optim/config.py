@@ -3,21 +3,27 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from lipzoo.config.fields import options
 from lipzoo.config.overrides import number, override
+from lipzoo.optim.hyper import Hyper, Number, rounded_down
+from lipzoo.optim.hyper import number as as_number
 from lipzoo.optim.muon import Spread, scale_by_muon, update_sup
 from lipzoo.optim.schedules import Factor, Schedule, schedule
 from lipzoo.theory.msign import POLYNOMIALS, PolynomialName
 from lipzoo.theory.weight import Tree, Weight, map_weights
 
 LR_FLAG = "--lr-overrides"
+BETAS = ("beta1", "beta2", "momentum_start", "embedding_beta1")
+NUMBERS = ("lr", "lr_overrides", "weight_decay", *BETAS)
+"""Settings in which runs of one compiled step may differ."""
 LARGEST_BETA = 0.99999
 """Beyond it 1 - β loses its digits in float32."""
 
@@ -76,11 +82,33 @@ class OptimizerConfig:
 
         return map_weights(share, tree)
 
+    def structure(self) -> "OptimizerConfig":
+        """This without what a compiled step takes from its `Hyper`; of the decay, whether there is one at all."""
+        like = OptimizerConfig(weight_decay=float(self.weight_decay > 0))
+        return dataclasses.replace(self, **{name: getattr(like, name) for name in NUMBERS})
+
+    def hyper(
+        self,
+        shares: Mapping[str, float],
+        caps: Mapping[str, float] | None = None,
+        *,
+        temperature: float = 1.0,
+        target_kl: float = 1.0,
+    ) -> Hyper:
+        """What a compiled step takes as arguments, for weights of these shares and caps (by default without caps)."""
+        numbers = {name: getattr(self, name) for name in ("lr", *BETAS)}
+        numbers |= {"decay": self.weight_decay, "temperature": temperature, "target_kl": target_kl}
+        return Hyper(
+            **{name: as_number(value) for name, value in numbers.items()},
+            caps={name: rounded_down(math.inf if caps is None else caps[name]) for name in shares},
+            shares={name: as_number(share) for name, share in shares.items()},
+        )
+
     def refusal(self, steps: int) -> str | None:
         """Why there is no such optimizer, or None."""
         if not 0 < self.lr < math.inf:
             return f"--lr must be positive and finite, got {self.lr}"
-        for name in ("beta1", "beta2", "momentum_start", "embedding_beta1"):
+        for name in BETAS:
             if not 0 <= getattr(self, name) <= LARGEST_BETA:
                 return f"--{name.replace('_', '-')} must lie between 0 and {LARGEST_BETA}, got {getattr(self, name)}"
         if self.momentum_warmup < 0:
@@ -108,10 +136,10 @@ class OptimizerConfig:
         `clip` comes between the optimizer and the decay. Arguments beyond optax's three are for it. `spread` lets
         several devices share muon's iterations (see `lipzoo.devices.mesh.spread`).
         """
-        decay = [_add_decay(self.weight_decay)] if self.weight_decay else []
+        decay = [_add_decay()] if self.weight_decay else []
         decay = decay if clip is None else [clip, *decay]
         if self.optimizer == "adamw":
-            return optax.with_extra_args_support(optax.chain(_scale_by_adam(self.beta1, self.beta2), *decay))
+            return optax.chain(_scale_by_adam(lambda hyper: hyper.beta1), *decay)
         muon = scale_by_muon(
             POLYNOMIALS[self.polynomial],
             beta=self._momentum,
@@ -121,45 +149,60 @@ class OptimizerConfig:
             spread=spread,
         )
         if self.embedding_adam:
-            adam = _scale_by_adam(self.embedding_beta1, self.beta2)
+            adam = _scale_by_adam(lambda hyper: hyper.embedding_beta1)
             muon = optax.partition({True: adam, False: muon}, functools.partial(map_weights, self._by_adam))
-        return optax.with_extra_args_support(optax.chain(muon, _scale_by_share(), *decay))
+        return optax.chain(muon, _scale_by_share(), *decay)
 
-    def _momentum(self, count: Int[Array, ""]) -> float | Float[Array, ""]:
-        """β after so many updates."""
+    def _momentum(self, hyper: Hyper, clock: Int[Array, ""]) -> Number:
+        """β after so many steps."""
         if not self.momentum_warmup:
-            return self.beta1
-        progress = jnp.minimum(count.astype(jnp.float32) / self.momentum_warmup, 1)
-        return self.momentum_start + progress * (self.beta1 - self.momentum_start)
+            return hyper.beta1
+        progress = jnp.minimum(clock.astype(jnp.float32) / self.momentum_warmup, 1)
+        return hyper.momentum_start + progress * (hyper.beta1 - hyper.momentum_start)
 
     def factor(self, steps: int) -> Factor:
         """The learning rate as a fraction of its peak."""
         return schedule(self.schedule, steps, self.warmup_steps)
 
 
-def _scale_by_share() -> optax.GradientTransformation:
-    return optax.stateless(lambda updates, _: map_weights(lambda u: u.with_array(u.array * u.share), updates))
+def _stateless(update: Callable[[Any, Any, Hyper], Any]) -> optax.GradientTransformationExtraArgs:
+    """A transformation of updates, given the weights and `hyper`, that remembers nothing."""
+
+    def transform(updates: Any, state: Any, params: Any = None, *, hyper: Hyper, **others: Any) -> tuple[Any, Any]:
+        return update(updates, params, hyper), state
+
+    untyped: Any = transform  # optax's type of it does not know arguments that have to be given.
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), untyped)
 
 
-def _add_decay(rate: float) -> optax.GradientTransformation:
+def _scale_by_share() -> optax.GradientTransformationExtraArgs:
+    """Multiplies each update by its weight's share."""
+    return _stateless(
+        lambda updates, _, hyper: map_weights(lambda u: u.with_array(u.array * hyper.shares[u.name]), updates)
+    )
+
+
+def _add_decay() -> optax.GradientTransformationExtraArgs:
     """Adds λ·share·W to each update."""
 
-    def add(updates: Any, params: Any) -> Any:
-        return map_weights(lambda u, w: u.with_array(u.array + rate * w.share * w.array), updates, params)
+    def add(updates: Any, params: Any, hyper: Hyper) -> Any:
+        rates = {name: hyper.decay * share for name, share in hyper.shares.items()}
+        return map_weights(lambda u, w: u.with_array(u.array + rates[w.name] * w.array), updates, params)
 
-    return optax.stateless(add)
+    return _stateless(add)
 
 
-def _scale_by_adam(beta1: float, beta2: float) -> optax.GradientTransformation:
+def _scale_by_adam(beta1: Callable[[Hyper], Number]) -> optax.GradientTransformationExtraArgs:
     """m/(√v + 1e-12) without bias correction: optax's Adam, told that it has run for ever."""
-    adam = optax.scale_by_adam(beta1, beta2, eps=1e-12)
 
     def init(params: Any) -> Any:
-        state: Any = adam.init(params)
+        state: Any = optax.scale_by_adam().init(params)
         return state._replace(count=jnp.full_like(state.count, jnp.iinfo(jnp.int32).max))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, *, hyper: Hyper, **others: Any) -> tuple[Any, Any]:
+        b1, b2 = (jnp.asarray(beta) for beta in (beta1(hyper), hyper.beta2))
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power.
-            return adam.update(updates, state, params)
+            return optax.scale_by_adam(b1, b2, eps=1e-12).update(updates, state, params)  # pyright: ignore
 
-    return optax.GradientTransformation(init, update)
+    transform: Any = update
+    return optax.GradientTransformationExtraArgs(init, transform)

@@ -13,18 +13,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, DTypeLike, Float, Int
 
+from lipzoo.optim.hyper import Hyper
 from lipzoo.theory import msign
 from lipzoo.theory.weight import Weight, map_weights
 
-Momentum = Callable[[Int[Array, ""]], float | Float[Array, ""]]
+Momentum = Callable[[Hyper, Int[Array, ""]], Float[Array, ""]]
 Spread = Callable[[Callable[..., Array]], Callable[..., Array]]
 
 
 class MuonState(NamedTuple):
-    """The momentum, an exponential moving average of gradients without bias correction, and the number of updates."""
+    """The momentum, an exponential moving average of gradients without bias correction."""
 
     momentum: Any
-    updates: Int[Array, ""]
 
 
 def scale_by_muon(
@@ -35,7 +35,7 @@ def scale_by_muon(
     dtype: DTypeLike,
     embed_inflation: float,
     spread: Spread = lambda function: function,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Replaces each gradient G by √(out/in)·msign(M), M ← βM + (1-β)G.
 
     With Nesterov momentum, msign is taken of βM + (1-β)G with the new M. The result solves
@@ -44,14 +44,14 @@ def scale_by_muon(
     Each row of an embedding is divided by its own RMS norm, or multiplied by `embed_inflation` if it is smaller than
     the inverse of that, so that tokens that hardly occur are not moved by noise.
 
-    `beta` gives β for the number of updates so far. `spread` makes of a function of matrices one that several devices
-    share (see `lipzoo.devices.mesh.spread`).
+    `beta` gives β from the `hyper` and the `clock`, the steps done so far, that `update` is given. `spread` makes of a
+    function of matrices one that several devices share (see `lipzoo.devices.mesh.spread`).
 
     Jordan et al. 2024; Large et al. 2024 (arXiv 2405.14813).
     """
 
     def init(params: Any) -> MuonState:
-        return MuonState(optax.tree.zeros_like(params), jnp.zeros((), jnp.int32))
+        return MuonState(optax.tree.zeros_like(params))
 
     sign = spread(lambda matrix: msign.msign(matrix, rows, dtype))
 
@@ -61,13 +61,16 @@ def scale_by_muon(
             return weight.with_array(weight.array / jnp.maximum(size, 1 / embed_inflation))
         return weight.with_array(sign(weight.array) / weight.rms_factor)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MuonState]:
-        decay = beta(state.updates)
+    def update(
+        updates: Any, state: Any, params: Any = None, *, hyper: Hyper, clock: Int[Array, ""], **others: Any
+    ) -> tuple[Any, MuonState]:
+        decay = beta(hyper, clock)
         momentum = optax.tree.update_moment(updates, state.momentum, decay, 1)
         direction = optax.tree.update_moment(updates, momentum, decay, 1) if nesterov else momentum
-        return map_weights(orthogonalize, direction), MuonState(momentum, state.updates + 1)
+        return map_weights(orthogonalize, direction), MuonState(momentum)
 
-    return optax.GradientTransformation(init, update)
+    transform: Any = update  # optax's type of it does not know arguments that have to be given.
+    return optax.GradientTransformationExtraArgs(init, transform)
 
 
 def update_sup(rows: msign.Polynomial) -> float:

@@ -13,9 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from lipzoo.config.fields import number_refusal
 from lipzoo.config.overrides import override_refusal
-from lipzoo.constraints import (
-    WeightDecay,
-)
+from lipzoo.constraints import WeightDecay
 from lipzoo.data import DataConfig, TextConfig, TokensConfig
 from lipzoo.models import AbstractModule, GPTConfig, MLPConfig
 from lipzoo.models.families import FAMILIES, ModelConfig, build
@@ -27,7 +25,7 @@ from lipzoo.recipe.memory import memory_refusal
 from lipzoo.recipe.training import TrainingConfig
 from lipzoo.system.errors import UserError
 from lipzoo.system.version import VERSION
-from lipzoo.theory.weight import Weight, map_weights, set_caps, weights
+from lipzoo.theory.weight import Weight, filled, map_weights, set_caps, weights
 
 FORMAT = 2
 """The number of the format that recipes are stored in. All earlier ones can be read (`lipzoo.recipe.format1`)."""
@@ -132,6 +130,10 @@ class Recipe:
     def abstract_model(self) -> Any:
         """The model's structure, without computing it."""
         return eqx.filter_eval_shape(self.build_model, jax.random.key(0))
+
+    def dressed(self, model: Any) -> Any:
+        """A model of this recipe, bare as in a training step, with the caps and shares of its weights."""
+        return filled(self.abstract_model(), model)
 
     def cap_of(self, weight: Weight) -> float:
         """The norm that a weight is held under or aimed at, infinite if there is none."""

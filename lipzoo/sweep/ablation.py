@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
 import functools
 import json
 import math
@@ -17,13 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lipzoo.data import Images, Text, Tokens
-from lipzoo.devices.mesh import batched, make_mesh, replicated, stored
+from lipzoo.devices.mesh import make_mesh, place, replicated
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
 from lipzoo.train.evaluate import make_evaluate
-from lipzoo.train.state import abstract_state, init_state
-from lipzoo.train.step import FreeStep, make_free_step
+from lipzoo.train.plan import resolve
+from lipzoo.train.state import State, init_state
+from lipzoo.train.step import Metrics, TrainStep, make_train_step
+from lipzoo.train.steps import advance
 
 Row = dict[str, Any]
 Curves = dict[str, np.ndarray]
@@ -67,21 +68,6 @@ def progress() -> Progress:
     )
 
 
-@functools.cache
-def _compiled(shared: Recipe, white: int | None) -> FreeStep:
-    mesh = make_mesh()
-    out_shardings = (stored(mesh, abstract_state(shared)), replicated(mesh))
-    return jax.jit(make_free_step(shared, mesh, white), donate_argnums=0, out_shardings=out_shardings)
-
-
-def shared_step(recipe: Recipe, white: int | None) -> FreeStep:
-    """The compiled step of all recipes that differ from this one in learning rate, δ and seed alone."""
-    optimizer = dataclasses.replace(recipe.optimizer, lr=1.0)
-    ebc = dataclasses.replace(recipe.ebc, target_kl=1.0)
-    training = dataclasses.replace(recipe.training, seed=0)
-    return _compiled(dataclasses.replace(recipe, optimizer=optimizer, ebc=ebc, training=training), white)
-
-
 class Runner:
     """Runs recipes on the same data; what has been run before is read from the folder."""
 
@@ -117,28 +103,41 @@ class Runner:
 
     def _train(self, recipe: Recipe) -> tuple[Row, Curves]:
         mesh, steps = make_mesh(), recipe.training.steps
-        state, step = init_state(recipe, mesh), shared_step(recipe, self._data.white)
+        plan, hyper = resolve(recipe)
         stream = self._data.batches(batch_size=recipe.data.batch_size, count=steps, seed=recipe.training.seed)
-        told: list[Any] = []
-        start = math.nan
         with progress() as bar:
-            task = bar.add_task(f"{run_name(recipe)}: compiling", total=steps)
-            for batch in stream:
-                state, metrics = step(state, jax.device_put(batch, batched(mesh)), recipe.optimizer.lr)
-                told.append(metrics)
-                if len(told) == 1:
-                    jax.block_until_ready(state)
-                    start = time.perf_counter()  # What comes before is mostly compilation.
-                bar.update(task, completed=len(told), description=run_name(recipe))
-                if len(told) % CHECK_EVERY == 0 and not math.isfinite(float(metrics["loss"])):
-                    break
+            hooks = _Collector(make_train_step(plan, mesh), bar, run_name(recipe), steps)
+            batches = map(functools.partial(place, mesh=mesh), stream)
+            state = advance(init_state(recipe, mesh), batches, jax.device_put(hyper, replicated(mesh)), steps, hooks)
             jax.block_until_ready(state)
-        seconds = time.perf_counter() - start
-        values = jax.device_get(told)
+        seconds = time.perf_counter() - hooks.start
+        values = jax.device_get(hooks.told)
         curves = {name: np.array([value[name] for value in values], np.float64) for name in values[0]}
         _, size = recipe.data.unit
-        speed = (len(told) - 1) * recipe.data.batch_size * size / seconds
+        speed = (len(values) - 1) * recipe.data.batch_size * size / seconds
         return result_of(recipe, self._evaluate(state.model), curves, seconds, speed), curves
+
+
+class _Collector:
+    """Hooks that keep the metrics of all steps on the device, show how far a run is, and end one that has diverged."""
+
+    def __init__(self, step: TrainStep, bar: Progress, name: str, steps: int):
+        self.told: list[Metrics] = []
+        self.start = math.nan
+        """When the first step was done: what comes before is mostly compilation."""
+        self._step, self._bar, self._name = step, bar, name
+        self._task = bar.add_task(f"{name}: compiling", total=steps)
+
+    def before(self, step: int, state: State) -> TrainStep:
+        return self._step
+
+    def after(self, step: int, state: State, metrics: Metrics) -> tuple[State, bool]:
+        self.told.append(metrics)
+        if step == 1:
+            jax.block_until_ready(state)
+            self.start = time.perf_counter()
+        self._bar.update(self._task, completed=step, description=self._name)
+        return state, step % CHECK_EVERY == 0 and not math.isfinite(float(metrics["loss"]))
 
 
 def result_of(recipe: Recipe, values: dict[str, float], curves: Curves, seconds: float, speed: float) -> Row:

@@ -108,6 +108,19 @@ def set_caps(tree: Tree, caps: Mapping[str, float]) -> Tree:
     return map_weights(lambda w: dataclasses.replace(w, cap=caps.get(w.name, w.cap)), tree)
 
 
+def bare(tree: Tree) -> Tree:
+    """`tree` with every weight free and of share 1: what compiled steps see, which take both as arguments.
+
+    Caps and shares are part of a model's structure, by which jit tells what it has compiled.
+    """
+    return map_weights(lambda w: dataclasses.replace(w, cap=float("inf"), share=1.0), tree)
+
+
+def filled(like: Tree, tree: Any) -> Tree:
+    """`like`, with its caps and shares, holding the arrays of `tree`."""
+    return map_weights(lambda w, other: w.with_array(other.array), like, tree)
+
+
 def check_names(tree: Any) -> Sequence[str]:
     """The weights' names; they must be unique, since overrides and checkpoints go by them."""
     names = [weight.name for weight in weights(tree)]

@@ -21,6 +21,10 @@ from lipzoo.train.reading import Damaged, item_json, read_about, reading
 
 WORDS = re.compile(r"(.*):(int64|uint64|float64)", re.DOTALL)
 """The name of an array of 64 bits, which is stored as pairs of 32-bit words."""
+RETIRED = re.compile(r"[^.]*(?:\.inner_states\[\w+\]\.inner_state)?\.(?:updates|step|target)")
+"""What the states of optimizers and trust region held before all read one clock: read, compared, and left."""
+CLOCK = "[1]"
+"""The name of the number of steps, which lies whole on every device."""
 Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
 
@@ -32,12 +36,13 @@ def read_arrays(step: Path, item: str, like: Arrays) -> Arrays:
     sharding = {name: x.sharding for name, x in like.items()}
 
     def abstract(key: str, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding[_name(key)])
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding[CLOCK if RETIRED.fullmatch(key) else _name(key)])
 
     arrays = _read(step, item, {name: (tuple(x.shape), np.dtype(x.dtype)) for name, x in like.items()}, abstract)
     _compare(step, item, checksums(arrays))
     with reading(step, item):
-        found = {_name(key): _like(key, array, like[_name(key)]) for key, array in arrays.items()}
+        kept = {key: array for key, array in arrays.items() if not RETIRED.fullmatch(key)}
+        found = {_name(key): _like(key, array, like[_name(key)]) for key, array in kept.items()}
     empty = {n: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding) for n, x in like.items() if 0 in x.shape}
     return found | empty
 
@@ -74,6 +79,8 @@ def _check_same(step: Path, item: str, like: Shapes, stored: Shapes) -> None:
     wanted = {name: (shape, _kind(dtype)) for name, (shape, dtype) in like.items() if 0 not in shape}
     found = {}
     for key, (shape, dtype) in stored.items():
+        if RETIRED.fullmatch(key):
+            continue
         words = WORDS.fullmatch(key)
         found[_name(key)] = (shape[:-1], _kind(np.dtype(words[2]))) if words else (shape, _kind(dtype))
     if wanted == found:

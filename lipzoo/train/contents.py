@@ -19,6 +19,7 @@ from lipzoo.train.arrays import Shapes, check_arrays, weight_arrays
 from lipzoo.train.digests import Arrays, checksums, json_digest
 from lipzoo.train.load import Loaded as Loaded
 from lipzoo.train.load import load as load
+from lipzoo.train.plan import resolve
 from lipzoo.train.reading import Damaged, check_whole, find_steps, read_about, read_recipe
 from lipzoo.train.state import State, abstract_state
 
@@ -45,7 +46,8 @@ def newest_whole(run: Path) -> Path | None:
 def check_step(path: Path) -> None:
     """Reads all of a step, in this process and without a device. Raises Damaged."""
     check_whole(path)
-    state = abstract_state(read_recipe(path))
+    plan, _ = resolve(read_recipe(path))
+    state = abstract_state(plan)
     for item, like in (("model", weight_arrays(state.model)), ("rest", rest_arrays(state))):
         check_arrays(path, item, shapes_of(like))
 

@@ -15,7 +15,8 @@ from lipzoo.data import Images, Split, Text, Tokens
 from lipzoo.devices.mesh import place, process_rows, replicated
 from lipzoo.models import AbstractModule
 from lipzoo.recipe.recipe import Recipe
-from lipzoo.train.step import compute_copy, correct, forward
+from lipzoo.train.plan import resolve
+from lipzoo.train.step import Computation, correct
 
 Watch = Callable[[int, int], None]
 """Told after each batch of an evaluation how many are done, and of how many; may raise to stop it."""
@@ -40,16 +41,14 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text | Tokens) -> E
     They are called val_loss and val_accuracy for the whole test split. Few batches are under way at any time, so that
     whoever watches them can call the rest off.
     """
-    classes = recipe.data.sizes[1]
+    classes, temperature = recipe.data.sizes[1], recipe.training.temperature
+    computation = Computation(resolve(recipe)[0], mesh)
     splits = {name: _on_device(split, mesh, classes) for name, split in data.tests.items()}
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(model: AbstractModule, batch: dict[str, Array]) -> tuple[Array, Array]:
-        dtype = recipe.training.model_dtype
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            logits = forward(compute_copy(recipe, mesh, model), batch["input"], data.white, dtype).astype(jnp.float32)
-        scaled = recipe.training.temperature * logits
-        losses = optax.softmax_cross_entropy_with_integer_labels(scaled, batch["label"])
+        logits = computation.logits(computation.compute_copy(model), batch["input"]).astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(temperature * logits, batch["label"])
         right = correct(logits, batch["label"])
         return (losses * batch["weight"]).sum(), (right * batch["weight"]).sum()
 

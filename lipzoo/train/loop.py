@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ from rich.console import Console
 
 from lipzoo.constraints.seal import seal
 from lipzoo.data import Images, Text, Tokens
-from lipzoo.devices.mesh import place
+from lipzoo.devices.mesh import place, replicated
 from lipzoo.devices.processes import Ending, is_first
+from lipzoo.optim.hyper import Hyper
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.report.metrics import About, Diverged, Reporter
 from lipzoo.system.signals import abandonable
-from lipzoo.theory.weight import weights
+from lipzoo.theory.weight import bare, weights
 from lipzoo.train.checkpoint import Checkpoints
 from lipzoo.train.evaluate import Evaluate, make_evaluate
+from lipzoo.train.plan import Plan, resolve
 from lipzoo.train.state import State, all_finite, layer_norms
-from lipzoo.train.step import TrainStep, make_train_step
+from lipzoo.train.step import Metrics, TrainStep, make_train_step
+from lipzoo.train.steps import advance
 
 
 class _Left(Exception):
@@ -48,9 +52,8 @@ class Loop:
 
         **Returns:** the last step, and the signal that ended the run early or 0.
         """
-        training = self.recipe.training
         evaluate = make_evaluate(self.recipe, mesh, data)
-        start, window, train_step = int(state.step), None, None
+        start, last = int(state.step), self.recipe.training.steps
         with Reporter(self.run_dir, _about(self.recipe), start, self.console) as report, self._rescue() as latest:
             watcher = _Watcher(evaluate, report, Ending(received))
             # A signal may have ended the run in the middle of this validation.
@@ -58,24 +61,11 @@ class Loop:
                 _, number = watcher.validate(start, state)
                 if number:
                     return start, number
-            for step in range(start + 1, training.steps + 1):
-                if train_step is None or window != self.recipe.window_at(step):
-                    window = self._announce(step)
-                    function = make_train_step(self.recipe, mesh, data.white, window)
-                    with report.waiting("compiling", None):
-                        train_step = self._compiled(function, state, mesh, received)
-                    if train_step is None:
-                        report.flush()
-                        return self._left_compiling(step - 1, state), received[0]
-                state, metrics = train_step(state, place(next(self.stream), mesh))
-                latest[:] = [state]
-                report.step(step, metrics)
-                if step == training.steps or step % training.log_interval == 0:
-                    report.window(step, layer_norms(state.model))
-                state, number = self._milestone(step, state, watcher)
-                if number:
-                    return step, number
-        return training.steps, 0
+            plan, hyper = resolve(self.recipe)
+            hooks = _Hooks(self, watcher, mesh, plan, jax.device_put(hyper, replicated(mesh)), received, latest)
+            hooks.reached = start
+            advance(state, map(functools.partial(place, mesh=mesh), self.stream), hooks.hyper, last, hooks)
+        return hooks.reached, hooks.signal
 
     @contextlib.contextmanager
     def _rescue(self) -> Iterator[list[State]]:
@@ -88,30 +78,20 @@ class Loop:
                 self.checkpoints.check_place(latest[0], self.stream, self.recipe)
             raise
 
-    def _announce(self, step: int) -> int:
+    def announce(self, step: int) -> int:
         """The window that attention has from this step on; that it grows is told, since it means a compilation."""
         window = self.recipe.window_at(step)
         if window and (window < self.recipe.window_at(self.recipe.training.steps) or step > 1):
             self.console.print(f"step {step}: attention looks back {window:,} tokens (compiling)")
         return window
 
-    def _compiled(self, function: Any, state: State, mesh: Mesh, received: list[int]) -> TrainStep | None:
-        """The step, compiled; in a run of one process a signal does not wait for the compiler, and None is returned."""
-        here = self.stream.get_state()
-        batch = place(next(self.stream), mesh)
-        self.stream.set_state(here)
-        if jax.process_count() > 1:
-            return function.lower(state, batch).compile()
-        return abandonable(lambda: function.lower(state, batch).compile(), lambda: bool(received))
-
-    def _left_compiling(self, step: int, state: State) -> int:
+    def left_compiling(self, step: int, state: State) -> None:
         """Saves the last step, unless that is the first state or was saved when the step ended."""
         if step and step not in self.checkpoints.steps():
             self._check_finite(state, step)
             self._save(state, {})
-        return step
 
-    def _milestone(self, step: int, state: State, watcher: "_Watcher") -> tuple[State, int]:
+    def milestone(self, step: int, state: State, watcher: "_Watcher") -> tuple[State, int]:
         """Seals, validates and saves where it is due, and saves where a signal ends the run: its number is returned.
 
         Sealing changes the weights, so the run goes on with the sealed ones, and one that is ended here seals as well:
@@ -124,7 +104,8 @@ class Loop:
             self._check_finite(state, step)
         if due and self.recipe.constraint.seal:
             with watcher.report.waiting("sealing", len(weights(state.model))) as wait:
-                state = dataclasses.replace(state, model=seal(state.model, wait.advance))
+                sealed = seal(self.recipe.dressed(state.model), wait.advance)
+                state = dataclasses.replace(state, model=bare(sealed))
         values: dict[str, float] = {}
         if self._is_validated(step) and not number:
             values, number = watcher.validate(step, state)
@@ -142,6 +123,59 @@ class Loop:
 
     def _save(self, state: State, values: dict[str, float]) -> None:
         self.checkpoints.save(state, self.stream, self.recipe, values)
+
+
+@dataclasses.dataclass
+class _Hooks:
+    """What a run with a directory does around its steps."""
+
+    loop: Loop
+    watcher: "_Watcher"
+    mesh: Mesh
+    plan: Plan
+    hyper: Hyper
+    received: list[int]
+    latest: list[State]
+    reached: int = 0
+    """The last step that was done."""
+    signal: int = 0
+    """What ended the run early, or 0."""
+    window: int = 0
+    step: TrainStep | None = None
+
+    def before(self, step: int, state: State) -> TrainStep | None:
+        """The step, compiled anew where attention's window grows. A signal does not wait for the compiler."""
+        if self.step is None or self.window != self.loop.recipe.window_at(step):
+            self.window = self.loop.announce(step)
+            with self.watcher.report.waiting("compiling", None):
+                self.step = self._compiled(state)
+            if self.step is None:
+                self.watcher.report.flush()
+                self.loop.left_compiling(step - 1, state)
+                self.signal = self.received[0]
+        return self.step
+
+    def after(self, step: int, state: State, metrics: Metrics) -> tuple[State, bool]:
+        """Reports, and does what is due."""
+        training, report = self.loop.recipe.training, self.watcher.report
+        self.reached, self.latest[:] = step, [state]
+        report.step(step, metrics)
+        if step == training.steps or step % training.log_interval == 0:
+            report.window(step, layer_norms(state.model))
+        state, self.signal = self.loop.milestone(step, state, self.watcher)
+        return state, bool(self.signal)
+
+    def _compiled(self, state: State) -> TrainStep | None:
+        """The step, compiled; None if a signal came first, which in runs of several processes waits."""
+        stream = self.loop.stream
+        here = stream.get_state()
+        batch = place(next(stream), self.mesh)
+        stream.set_state(here)
+        function: Any = make_train_step(self.plan, self.mesh, self.window)
+        lowered = functools.partial(function.lower, state, batch, self.hyper)
+        if jax.process_count() > 1:
+            return lowered().compile()
+        return abandonable(lambda: lowered().compile(), lambda: bool(self.received))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,18 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from lipzoo.devices.mesh import stored
 from lipzoo.models import AbstractModule
-from lipzoo.optim.ebc.clip import trust_region
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.theory.precision import enable
-from lipzoo.theory.weight import gram_norm, weights
+from lipzoo.theory.weight import bare, gram_norm, weights
+from lipzoo.train.plan import Plan, resolve
 
 
 class State(eqx.Module):
-    """Everything that a step changes. All leaves are arrays, so it can be jitted, donated and stored as it is."""
+    """Everything that a step changes. All leaves are arrays, so it can be jitted, donated and stored as it is.
+
+    The model is bare (`lipzoo.theory.weight.bare`): caps and shares come from a step's `Hyper`. `step`, the number of
+    steps done, is the one clock: optimizers, trust region and schedules read it. `key` is the run's own randomness.
+    """
 
     model: AbstractModule
     opt_state: Any
@@ -31,16 +35,17 @@ def init_state(recipe: Recipe, mesh: Mesh) -> State:
     model_key, step_key = jax.random.split(jax.random.key(recipe.training.seed))
     # Step by step: compiled as one, the factorizations of a GPT's first weights run at once, and on few cores XLA's CPU
     # backend then waits for ever.
-    model: Any = recipe.build_model(model_key)
-    opt_state = recipe.optimizer.build(trust_region(recipe.ebc)).init(model)
+    model: Any = bare(recipe.build_model(model_key))
+    plan, _ = resolve(recipe)
+    opt_state = plan.transform().init(model)
     state = State(model, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(step_key))
     return jax.device_put(state, stored(mesh, state))
 
 
-def abstract_state(recipe: Recipe) -> Any:
+def abstract_state(plan: Plan) -> Any:
     """The shapes of a state."""
-    model = recipe.abstract_model()
-    opt_state = jax.eval_shape(recipe.optimizer.build(trust_region(recipe.ebc)).init, model)
+    model = plan.abstract_model()
+    opt_state = jax.eval_shape(plan.transform().init, model)
     rest = jax.eval_shape(lambda: (jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(0))))
     return eqx.filter_eval_shape(State, model, opt_state, *rest)
 

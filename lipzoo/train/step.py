@@ -1,5 +1,6 @@
 """The training step: loss and gradient → optimizer update → apply → project, in one compiled function."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,159 +12,172 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from lipzoo.constraints import Step, Unconstrained, WeightDecay
+from lipzoo.constraints import Step
 from lipzoo.devices.mesh import batched, gathered, replicated, spread, stored
 from lipzoo.layers.base import Mask
 from lipzoo.layers.stack import Stack
 from lipzoo.models import AbstractModule
-from lipzoo.optim.ebc.clip import trust_region
 from lipzoo.optim.ebc.state import LogitsFn, telemetry
+from lipzoo.optim.hyper import Hyper, Number
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.theory import norms
 from lipzoo.theory.precision import computing, rounded
 from lipzoo.theory.weight import Weight, map_weights, weights
+from lipzoo.train.plan import Plan, resolve
 from lipzoo.train.state import State, abstract_state
 
 Metrics = dict[str, Float[Array, ""]]
-TrainStep = Callable[["State", dict[str, Array]], tuple["State", Metrics]]
-FreeStep = Callable[["State", dict[str, Array], float | Float[Array, ""]], tuple["State", Metrics]]
+Batch = dict[str, Array]
+TrainStep = Callable[[State, Batch, Hyper], tuple[State, Metrics]]
 FULL = Mask()
 
 
-def make_train_step(recipe: Recipe, mesh: Mesh, white: int | None, window: int = 0) -> TrainStep:
-    """The compiled step (state, batch) → (state, metrics). The state passed in is donated: do not use it again.
+@functools.cache
+def make_train_step(plan: Plan, mesh: Mesh, window: int = 0) -> TrainStep:
+    """The compiled step (state, batch, hyper) → (state, metrics), the same for equal plans.
 
-    `window`, unless 0, is how many tokens attention looks back.
+    The state passed in is donated: do not use it again. `window`, unless 0, is how many tokens attention looks back.
     """
-    step = make_free_step(recipe, mesh, white, window)
-
-    def train_step(state: State, batch: dict[str, Array]) -> tuple[State, Metrics]:
-        return step(state, batch, recipe.optimizer.lr)
-
-    state = stored(mesh, abstract_state(recipe))
-    in_shardings, out_shardings = (state, batched(mesh)), (state, replicated(mesh))
-    return jax.jit(train_step, donate_argnums=0, in_shardings=in_shardings, out_shardings=out_shardings)
+    state = stored(mesh, abstract_state(plan))
+    shardings = {"in_shardings": (state, batched(mesh), replicated(mesh)), "out_shardings": (state, replicated(mesh))}
+    return jax.jit(Computation(plan, mesh, Mask(window)).step, donate_argnums=0, **shardings)
 
 
-def make_free_step(recipe: Recipe, mesh: Mesh, white: int | None, window: int = 0) -> FreeStep:
-    """The step before it is compiled, with the peak learning rate as an argument."""
-    optimizer = recipe.optimizer.build(trust_region(recipe.ebc), functools.partial(spread, mesh))
-    factor = recipe.optimizer.factor(recipe.training.steps)
+@functools.cache
+def make_train_steps(plan: Plan, mesh: Mesh, window: int = 0) -> TrainStep:
+    """The step of many runs at once: states, batches, numbers and metrics with a leading axis, and one clock for all.
 
-    def train_step(state: State, batch: dict[str, Array], peak: float | Float[Array, ""]) -> tuple[State, Metrics]:
+    Since the clock is one, what happens every so many steps is a branch as in a single run.
+    """
+    runs = State(0, 0, None, 0)  # pyright: ignore[reportArgumentType]
+    step = jax.vmap(Computation(plan, mesh, Mask(window)).step, in_axes=(runs, 0, 0), out_axes=(runs, 0))
+    return jax.jit(step, donate_argnums=0)
+
+
+def step_of(recipe: Recipe, mesh: Mesh) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """The compiled step of one complete recipe, with its numbers."""
+    plan, hyper = resolve(recipe)
+    step, hyper = make_train_step(plan, mesh), jax.device_put(hyper, replicated(mesh))
+    return lambda state, batch: step(state, batch, hyper)
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """The parts of a step, for one plan on one mesh."""
+
+    plan: Plan
+    mesh: Mesh
+    mask: Mask = FULL
+
+    def step(self, state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
+        """The state after a step, and what is told of it."""
         params: Any = state.model
-        mask = Mask(window)
-        (loss, accuracy), gradient = loss_and_gradient(recipe, mesh, white, params, batch, mask)
-        fraction = factor(state.step)
-        lr = peak * fraction
-        probe = probe_logits(recipe, mesh, white, batch, mask)
-        updates, opt_state = optimizer.update(
-            gradient, state.opt_state, params, lr=lr, fraction=fraction, logits_fn=probe
+        (loss, accuracy), gradient = self.loss_and_gradient(params, batch, hyper.temperature)
+        fraction = self.plan.factor(state.step)
+        lr = hyper.lr * fraction
+        known = {"hyper": hyper, "clock": state.step, "lr": lr, "fraction": fraction}
+        updates, opt_state = self.plan.transform(functools.partial(spread, self.mesh)).update(
+            gradient, state.opt_state, params, **known, logits_fn=self.probe_logits(batch, hyper.temperature)
         )
         updates = jax.tree.map(lambda update: -lr * update, updates)
-        model = optax.apply_updates(params, updates)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        model = constrain(recipe, mesh, model, updates, lr, key)
+        model = self.constrain(optax.apply_updates(params, updates), updates, lr, hyper, key)
         metrics = {"loss": loss, "accuracy": accuracy, "lr": lr, **telemetry(opt_state)}
         return State(model, opt_state, state.step + 1, state.key), metrics
 
-    return train_step
+    def probe_logits(self, batch: Batch, temperature: Number) -> LogitsFn:
+        """The map from a model to temperature × logits of the probe: a batch's first tokens, on every device."""
+        examples, *time = batch["label"].shape
+        rows, length = self.plan.ebc.probe_shape(examples, *time, *[1] * (1 - len(time)))
+        x = batch["input"][:rows, :length] if time else batch["input"][:rows]
+        x = jax.lax.with_sharding_constraint(x, replicated(self.mesh))
 
+        def logits(model: AbstractModule) -> Float[Array, "tokens classes"]:
+            values = self.logits(self.compute_copy(model), x).astype(jnp.float32)
+            return temperature * values.reshape(-1, values.shape[-1])
 
-def probe_logits(recipe: Recipe, mesh: Mesh, white: int | None, batch: dict[str, Array], mask: Mask = FULL) -> LogitsFn:
-    """The map from a model to temperature × logits of EBC's probe: the first tokens of the batch, on every device."""
-    examples, *time = batch["label"].shape
-    rows, length = recipe.ebc.probe_shape(examples, *time, *[1] * (1 - len(time)))
-    x = batch["input"][:rows, :length] if time else batch["input"][:rows]
-    x = jax.lax.with_sharding_constraint(x, replicated(mesh))
+        return logits
 
-    def logits(model: AbstractModule) -> Float[Array, "tokens classes"]:
-        dtype = recipe.training.model_dtype
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            values = forward(compute_copy(recipe, mesh, model), x, white, dtype, mask).astype(jnp.float32)
-        return recipe.training.temperature * values.reshape(-1, values.shape[-1])
+    def constrain(self, model: Any, updates: Any, lr: Float[Array, ""], hyper: Hyper, key: Key[Array, ""]) -> Any:
+        """The updated model with every weight's constraint applied."""
+        indices = {weight.name: index for index, weight in enumerate(weights(model))}
+        held = dict(self.plan.held)
 
-    return logits
+        def apply(weight: Weight, update: Weight) -> Weight:
+            if weight.name not in held:
+                return weight
+            constraint, sup = held[weight.name]
+            cap, own_lr = hyper.caps[weight.name], lr * hyper.shares[weight.name]
+            own_key = jax.random.fold_in(key, indices[weight.name])
 
+            def known(array: Array) -> Array:
+                return constraint.hold(
+                    weight.with_array(array), cap, Step(own_lr * sup, own_lr * hyper.decay, own_key)
+                ).array
 
-def constrain(recipe: Recipe, mesh: Mesh, model: Any, updates: Any, lr: Float[Array, ""], key: Key[Array, ""]) -> Any:
-    """The updated model with every weight's constraint applied."""
-    indices = {weight.name: index for index, weight in enumerate(weights(model))}
+            def measured(array: Array, change: Array) -> Array:
+                # The update includes the decay, so it counts as part of the update's norm.
+                step = Step(norms.gram_norm(change) * weight.rms_factor, key=own_key)
+                return constraint.hold(weight.with_array(array), cap, step).array
 
-    def apply(weight: Weight, update: Weight) -> Weight:
-        constraint, sup = recipe.constraint.of(weight), recipe.optimizer.update_sup(weight)
-        if isinstance(constraint, Unconstrained) or (isinstance(constraint, WeightDecay) and np.isinf(weight.cap)):
-            return weight
-        own_key, own_lr = jax.random.fold_in(key, indices[weight.name]), lr * weight.share
+            if np.isfinite(sup):
+                return weight.with_array(spread(self.mesh, known)(weight.array))
+            return weight.with_array(spread(self.mesh, measured)(weight.array, update.array))
 
-        def known(array: Array) -> Array:
-            step = Step(own_lr * sup, own_lr * recipe.optimizer.weight_decay, own_key)
-            return constraint.apply(weight.with_array(array), step).array
+        return map_weights(apply, model, updates)
 
-        def measured(array: Array, change: Array) -> Array:
-            # The update includes the decay, so it counts as part of the update's norm.
-            step = Step(norms.gram_norm(change) * weight.rms_factor, key=own_key)
-            return constraint.apply(weight.with_array(array), step).array
+    def compute_copy(self, model: Any) -> Any:
+        """The weights as forward and backward see them: in the model's precision and whole on every device.
 
-        if np.isfinite(sup):
-            return weight.with_array(spread(mesh, known)(weight.array))
-        return weight.with_array(spread(mesh, measured)(weight.array, update.array))
+        Only stacks stay split along `fsdp`; a block is gathered when it is its turn (`Stack.masked`).
+        """
 
-    return map_weights(apply, model, updates)
+        def gather(node: Any) -> Any:
+            shardings = gathered(self.mesh, node) if isinstance(node, Stack) else replicated(self.mesh)
+            return jax.lax.with_sharding_constraint(node, shardings)
 
+        low = jax.tree.map(lambda x: rounded(x, self.plan.model_dtype), model)
+        return jax.tree.map(gather, low, is_leaf=lambda node: isinstance(node, Stack))
 
-def compute_copy(recipe: Recipe, mesh: Mesh, model: Any) -> Any:
-    """The weights as forward and backward see them: in the model's precision and whole on every device.
+    def loss_and_gradient(self, model: Any, batch: Batch, temperature: Number) -> tuple[tuple[Array, Array], Any]:
+        """Mean loss, accuracy and float32 gradient over the batch, computed in parts."""
+        parts = self.plan.parts
+        low = self.compute_copy(model)
 
-    Only stacks stay split along `fsdp`; a block is gathered when it is its turn (`Stack.masked`).
-    """
+        def differentiate(part: Batch) -> tuple[tuple[Array, Array], Any]:
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                values, gradient = jax.value_and_grad(self._loss, has_aux=True)(low, part, temperature)
+            gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
+            return values, jax.lax.with_sharding_constraint(gradient, stored(self.mesh, gradient))
 
-    def gather(node: Any) -> Any:
-        shardings = gathered(mesh, node) if isinstance(node, Stack) else replicated(mesh)
-        return jax.lax.with_sharding_constraint(node, shardings)
+        if parts == 1:
+            return differentiate(batch)
 
-    low = jax.tree.map(lambda x: rounded(x, recipe.training.model_dtype), model)
-    return jax.tree.map(gather, low, is_leaf=lambda node: isinstance(node, Stack))
+        def split(x: Array) -> Array:  # Every part takes rows from every device.
+            return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, differentiate(part)), None
 
-def loss_and_gradient(
-    recipe: Recipe, mesh: Mesh, white: int | None, model: Any, batch: dict[str, Array], mask: Mask = FULL
-) -> tuple[tuple[Array, Array], Any]:
-    """Mean loss, accuracy and float32 gradient over the batch, computed in parts."""
-    parts = recipe.training.parts(recipe.data.batch_size, recipe.data.unit[1])
-    low = compute_copy(recipe, mesh, model)
+        split_batch = jax.tree.map(split, batch)
+        shapes = jax.eval_shape(differentiate, jax.tree.map(lambda x: x[0], split_batch))
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), split_batch)
+        return jax.tree.map(lambda x: x / parts, total)
 
-    def differentiate(part: dict[str, Array]) -> tuple[tuple[Array, Array], Any]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            values, gradient = jax.value_and_grad(_loss, has_aux=True)(low, recipe, white, mask, part)
-        gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
-        return values, jax.lax.with_sharding_constraint(gradient, stored(mesh, gradient))
+    def _loss(
+        self, model: AbstractModule, batch: Batch, temperature: Number
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Cross-entropy of temperature × logits, and accuracy."""
+        logits, labels = self.logits(model, batch["input"]), batch["label"]
+        # For a few classes one-hot products are one fused loop forward and one backward; a gather is a dozen of them.
+        one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        losses = optax.softmax_cross_entropy(jnp.asarray(temperature, logits.dtype) * logits, one_hot)
+        return losses.mean().astype(jnp.float32), correct(logits, labels).mean()
 
-    if parts == 1:
-        return differentiate(batch)
-
-    def split(x: Array) -> Array:  # Every part takes rows from every device.
-        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, differentiate(part)), None
-
-    split_batch = jax.tree.map(split, batch)
-    shapes = jax.eval_shape(differentiate, jax.tree.map(lambda x: x[0], split_batch))
-    total, _ = jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), split_batch)
-    return jax.tree.map(lambda x: x / parts, total)
-
-
-def _loss(
-    model: AbstractModule, recipe: Recipe, white: int | None, mask: Mask, batch: dict[str, Array]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy of temperature × logits, and accuracy."""
-    logits = forward(model, batch["input"], white, recipe.training.model_dtype, mask)
-    labels = batch["label"]
-    # For a few classes one-hot products are one fused loop forward and one backward; a gather is a dozen of them.
-    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    losses = optax.softmax_cross_entropy(recipe.training.temperature * logits, one_hot)
-    return losses.mean().astype(jnp.float32), correct(logits, labels).mean()
+    def logits(self, model: AbstractModule, x: Array) -> Float[Array, "batch *time classes"]:
+        """`forward` on the mesh, of a model that is a compute copy."""
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return forward(model, x, self.plan.white, self.plan.model_dtype, self.mask)
 
 
 def correct(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -177,7 +191,7 @@ def forward(
     """Logits of a batch, computed in `dtype`: of images scaled to [0, 1] by `white`, or of tokens.
 
     They come in float32, or float64 where that is `dtype`. Weights that are to be rounded to float8 are so already (see
-    `compute_copy`).
+    `Computation.compute_copy`).
     """
     low = computing(dtype)
     model = jax.tree.map(lambda x: x.astype(low), model)

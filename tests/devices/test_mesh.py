@@ -13,6 +13,7 @@ import pytest
 from lipzoo.devices.mesh import batched, make_mesh, mesh_shape, place, process_rows, spread, stored
 from lipzoo.system.errors import UserError
 from lipzoo.theory import msign
+from lipzoo.train.plan import resolve
 from lipzoo.train.state import init_state
 from lipzoo.train.step import make_train_step
 from recipes.gpt145m import VARIANTS
@@ -38,10 +39,11 @@ def run(mesh_name):
     rows, state = process_rows(mesh, 16), init_state(config, mesh)
     batches = config.data.load(0).batches(batch_size=16, count=STEPS, seed=0, rows=rows)
     first = place(next(batches), mesh)
-    step = make_train_step(config, mesh, None).lower(state, first).compile()
+    plan, hyper = resolve(config)
+    step = make_train_step(plan, mesh).lower(state, first, hyper).compile()
     losses = []
     for batch in [first, *(place(batch, mesh) for batch in batches)]:
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, hyper)
         losses.append(metrics["loss"])
     return np.array(jax.device_get(losses)), step.as_text(), sum(x.size for x in jax.tree.leaves(state.model))
 

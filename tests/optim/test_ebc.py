@@ -23,8 +23,9 @@ from lipzoo.optim.ebc.state import telemetry
 from lipzoo.report.metrics import read_metrics
 from lipzoo.system.errors import UserError
 from lipzoo.theory.weight import map_weights, weights
+from lipzoo.train.plan import resolve
 from lipzoo.train.state import init_state
-from lipzoo.train.step import make_train_step
+from lipzoo.train.step import make_train_step, step_of
 from tests.conftest import SMALL_RUN, svd_norm
 from tests.recipe.test_recipe import make
 
@@ -73,21 +74,27 @@ def numpy_kl(before, after):
     return (np.exp(p) * (p - log_softmax(after))).sum(-1).mean()
 
 
+def known(config, lr, fraction=1.0, clock=0):
+    """What an update is told beside its gradient."""
+    hyper = OptimizerConfig().hyper({}, target_kl=config.target_kl)
+    return {"hyper": hyper, "clock": jnp.int32(clock), "lr": jnp.float32(lr), "fraction": jnp.float32(fraction)}
+
+
 @functools.cache
 def compiled(config):
     transform = clip_by_predictions(config)
     return transform.init, jax.jit(
-        lambda updates, state, model, x, lr, fraction: transform.update(
-            updates, state, model, lr=lr, fraction=fraction, logits_fn=lambda m: jax.vmap(m)(x)
+        lambda updates, state, model, x, extra: transform.update(
+            updates, state, model, logits_fn=lambda m: jax.vmap(m)(x), **extra
         )
     )
 
 
-def clip(config, model, updates, x, lr, fraction=1.0, state=None):
+def clip(config, model, updates, x, lr, fraction=1.0, state=None, clock=0):
     """Clipped updates and what EBC remembers."""
-    init, update = compiled(config)
+    init, update = compiled(dataclasses.replace(config, target_kl=0.05))
     state = init(model) if state is None else state
-    return update(updates, state, model, x, jnp.float32(lr), jnp.float32(fraction))
+    return update(updates, state, model, x, known(config, lr, fraction, clock))
 
 
 def centred_norm(change):
@@ -182,8 +189,8 @@ def test_a_stack_counts_as_its_slices(getkey):
     gpt = GPT(7, config, key=getkey())
     tokens = jax.random.randint(getkey(), (2, 5), 0, 7)
     updates = map_weights(lambda w: w.with_array(jax.random.normal(getkey(), w.array.shape)), gpt)
-    transform = clip_by_predictions(EBCConfig(**{**FRESH, "include_embed_out": False}))
-    extra = {"lr": jnp.float32(0.1), "fraction": jnp.float32(1)}
+    ebc = EBCConfig(**{**FRESH, "include_embed_out": False})
+    transform, extra = clip_by_predictions(ebc), known(ebc, 0.1)
 
     def logits(model):
         return jax.vmap(model)(tokens).reshape(-1, 7)
@@ -203,10 +210,10 @@ def test_layers_are_measured_in_turn_and_all_of_them_now_and_then(getkey):
     model, updates, x = problem(getkey)
     config = EBCConfig(update_every=3, probe_layers=4, beta_full_sweep=20, beta_ema=0.5, include_embed_out=True)
     state, changed = None, []
-    for _ in range(24):
+    for step in range(24):
         updates = map_weights(lambda w: w.with_array(jax.random.normal(getkey(), w.array.shape)), model)
         before = np.zeros(6) if state is None else np.asarray(state.beta)
-        _, state = clip(config, model, updates, x, 0.1, state=state)
+        _, state = clip(config, model, updates, x, 0.1, state=state, clock=step)
         changed.append(np.flatnonzero(before != np.asarray(state.beta)).tolist())
     everything = list(range(6))
     expected = dict.fromkeys((0, 1, 2, 4, 8, 16, 20), everything)
@@ -222,7 +229,7 @@ def test_betas_are_smoothed_and_their_changes_limited(huber, getkey):
     _, first = clip(config, model, updates, x, 0.1)
     other = map_weights(lambda w: w.with_array(jax.random.normal(getkey(), w.array.shape)), model)
     _, fresh = clip(config, model, other, x, 0.1)
-    _, second = clip(config, model, other, x, 0.1, state=first)
+    _, second = clip(config, model, other, x, 0.1, state=first, clock=1)
     residual = np.asarray(fresh.beta - first.beta)
     residual = np.clip(residual, -huber, huber) if huber else residual
     np.testing.assert_allclose(second.beta, first.beta + 0.25 * residual, rtol=1e-5)
@@ -249,8 +256,8 @@ def test_calibration_makes_the_measured_divergence_the_target(getkey):
     _, plain = clip(config, model, updates, x, 5.0)
     calibrated = dataclasses.replace(config, surrogate=SurrogateConfig(enable=True, beta=0.5))
     state = None
-    for _ in range(20):
-        _, state = clip(calibrated, model, updates, x, 5.0, state=state)
+    for step in range(20):
+        _, state = clip(calibrated, model, updates, x, 5.0, state=state, clock=step)
     assert state is not None
     assert float(plain.c) < 0.99 * float(plain.tau / plain.budget)
     assert float(state.c) == pytest.approx(float(state.tau / state.budget), rel=0.001)
@@ -335,12 +342,12 @@ def test_loops_act_inside_the_transformation(getkey):
     loops = {"controller": ControllerConfig(enable=True, period=2), "guard": GuardConfig(enable=True, warmup=0)}
     small = EBCConfig(target_kl=0.05, update_every=1, beta_full_sweep=1000, include_embed_out=True, **loops)
     _, state = clip(small, model, updates, x, 1e-3)
-    stale = state._replace(beta=1e-3 * state.beta, step=jnp.int32(3))
-    _, after = clip(small, model, updates, x, 1e-3, state=stale)
+    stale = state._replace(beta=1e-3 * state.beta)
+    _, after = clip(small, model, updates, x, 1e-3, state=stale, clock=3)
     assert float(after.rho) > 1
     assert float(after.tau_scale) == pytest.approx(max(float(after.rho) ** -0.5, 0.25))
     assert float(after.delta) == float(stale.delta), "the controller's period is 2"
-    _, again = clip(small, model, updates, x, 1e-3, state=after)
+    _, again = clip(small, model, updates, x, 1e-3, state=after, clock=4)
     assert float(again.delta) > float(after.delta)
 
 
@@ -409,14 +416,14 @@ def run(recipe, steps, after=None):
     """The metrics of real steps on digits."""
     recipe.check()
     mesh = make_mesh(recipe.training.mesh)
-    state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, DIGITS.white)
+    state, train_step = init_state(recipe, mesh), step_of(recipe, mesh)
     told = []
     for batch in DIGITS.batches(batch_size=recipe.data.batch_size, count=steps, seed=0):
         before, (state, metrics) = state.model, train_step(state, jax.device_put(batch, batched(mesh)))
         told.append(metrics)
         if after:
             after(before, state, metrics)
-    assert train_step._cache_size() == 1
+    assert make_train_step(resolve(recipe)[0], mesh)._cache_size() == 1
     return {name: np.array([float(m[name]) for m in told]) for name in told[0]}
 
 
@@ -436,12 +443,14 @@ def test_one_and_eight_devices_clip_alike(ebc):
 def test_the_same_updates_give_the_same_c_on_one_and_eight_devices(getkey):
     """Bit for bit: the probe is computed whole on each device."""
     model, updates, x = problem(getkey)
-    transform, mesh = clip_by_predictions(EBCConfig(aggregate="exact", target_kl=1e-4)), make_mesh("8")
+    ebc, mesh = EBCConfig(aggregate="exact", target_kl=1e-4), make_mesh("8")
+    transform = clip_by_predictions(ebc)
 
     def c(x, constrain):
         probe = constrain(x)[:8]
-        extra = {"lr": jnp.float32(0.1), "fraction": jnp.float32(1), "logits_fn": lambda m: jax.vmap(m)(probe)}
-        return transform.update(updates, transform.init(model), model, **extra)[1].c
+        logits_fn = lambda m: jax.vmap(m)(probe)  # noqa: E731
+        extra = known(ebc, 0.1)
+        return transform.update(updates, transform.init(model), model, logits_fn=logits_fn, **extra)[1].c
 
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     many = jax.jit(lambda x: c(x, lambda x: jax.lax.with_sharding_constraint(x, whole)), in_shardings=batched(mesh))
@@ -461,11 +470,14 @@ def test_the_measured_divergence_is_the_target_where_a_step_is_clipped(optimizer
 @pytest.mark.parametrize("ebc", [EXACT, LOOPS], ids=["exact", "loops"])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_caps_hold_after_clipped_steps(ebc, optimizer):
+    recipe = small(ebc, optimizer=optimizer, weight_decay=0.05)
+    caps = {w.name: w.cap for w in weights(recipe.abstract_model())}
+
     def check(before, state, metrics):
-        assert max(svd_norm(w.array).max() / w.cap for w in weights(state.model)) <= 1
+        assert max(svd_norm(w.array).max() / caps[w.name] for w in weights(state.model)) <= 1
         assert 0 < float(metrics["ebc_c"]) <= 1
 
-    told = run(small(ebc, optimizer=optimizer, weight_decay=0.05), 40, check)
+    told = run(recipe, 40, check)
     assert told["ebc_c"].min() < 1
 
 
@@ -483,7 +495,7 @@ def test_decay_is_not_clipped():
         state = init_state(recipe, make_mesh())
         first = arrays(state.model)
         batch = next(DIGITS.batches(batch_size=64, count=1, seed=0))
-        state, metrics = make_train_step(recipe, make_mesh(), DIGITS.white)(state, jax.device_put(batch))
+        state, metrics = step_of(recipe, make_mesh())(state, jax.device_put(batch))
         models, c = [*models, arrays(state.model)], float(metrics["ebc_c"])
     assert c < 0.9
     share = weights(recipe.abstract_model())[0].share
@@ -493,13 +505,13 @@ def test_decay_is_not_clipped():
 
 def test_the_step_moves_nothing_to_the_host_and_tells_of_itself():
     recipe, mesh = small(LOOPS), make_mesh()
-    state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, DIGITS.white)
+    state, train_step = init_state(recipe, mesh), step_of(recipe, mesh)
     on_device = [jax.device_put(b, batched(mesh)) for b in DIGITS.batches(batch_size=64, count=6, seed=0)]
     state, metrics = train_step(state, on_device[0])
     with jax.transfer_guard("disallow"):
         for batch in on_device[1:]:
             state, metrics = train_step(state, batch)
-    assert train_step._cache_size() == 1
+    assert make_train_step(resolve(recipe)[0], mesh)._cache_size() == 1
     told = {"tau", "budget", "c", "clipped", "kl", "rho", "delta", "tau_scale", "surrogate", "beta_mean", "beta_max"}
     assert set(telemetry(state.opt_state)) == {f"ebc_{name}" for name in told}
     assert all(np.isfinite(float(metrics[f"ebc_{name}"])) for name in told)

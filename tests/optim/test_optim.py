@@ -1,5 +1,7 @@
 """Optimizers: the norm of Muon's step, decay, shares, schedules."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,11 @@ def gradients_like(model, key, scale=1.0):
     )
 
 
+def known(config, model):
+    """What an update is told beside its gradient."""
+    return {"hyper": config.hyper({w.name: w.share for w in weights(model)}), "clock": jnp.int32(0)}
+
+
 @pytest.mark.parametrize("polynomial", sorted(msign.POLYNOMIALS))
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -32,7 +39,7 @@ def test_muon_updates_have_at_most_the_stated_norm(polynomial, nesterov, dtype, 
     model = MLP(48, 32, 10, bias=True, zero_init=False, key=getkey())
     transform = config.build()
     state = transform.init(model)
-    update = jax.jit(transform.update)
+    update = jax.jit(functools.partial(transform.update, **known(config, model)))
     for _ in range(5):
         updates, state = update(gradients_like(model, getkey()), state, model)
         for weight in weights(updates):
@@ -44,9 +51,9 @@ def test_muon_updates_have_at_most_the_stated_norm(polynomial, nesterov, dtype, 
 def test_muon_solves_the_dual_problem_of_the_rms_norm(getkey):
     """⟨G, U⟩ over ‖U‖ ≤ 1 is maximal at √(out/in)·UVᵀ, where it is the nuclear norm times √(out/in)."""
     model = MLP(48, 32, 10, key=getkey())
-    transform = OptimizerConfig(polynomial="polar-express", beta1=0.0).build()
-    gradient = gradients_like(model, getkey())
-    updates, _ = transform.update(gradient, transform.init(model), model)
+    config = OptimizerConfig(polynomial="polar-express", beta1=0.0)
+    gradient, transform = gradients_like(model, getkey()), config.build()
+    updates, _ = transform.update(gradient, transform.init(model), model, **known(config, model))
     for g, u in zip(weights(gradient), weights(updates), strict=True):
         nuclear = np.linalg.svd(np.asarray(g.array), compute_uv=False).sum() / g.rms_factor
         assert float((g.array * u.array).sum()) / u.share == pytest.approx(nuclear, rel=0.1)
@@ -55,8 +62,9 @@ def test_muon_solves_the_dual_problem_of_the_rms_norm(getkey):
 def test_momentum_is_an_average_without_bias_correction(getkey):
     model = MLP(12, 8, 4, key=getkey())
     gradient = gradients_like(model, getkey())
-    transform = OptimizerConfig(optimizer="adamw", beta1=0.9, beta2=0.95).build()
-    updates, _ = transform.update(gradient, transform.init(model), model)
+    config = OptimizerConfig(optimizer="adamw", beta1=0.9, beta2=0.95)
+    transform = config.build()
+    updates, _ = transform.update(gradient, transform.init(model), model, **known(config, model))
     for g, u in zip(weights(gradient), weights(updates), strict=True):
         expected = 0.1 * g.array / jnp.sqrt(0.05 * g.array**2)
         np.testing.assert_allclose(u.array, expected, rtol=1e-5)
@@ -66,8 +74,9 @@ def test_momentum_is_an_average_without_bias_correction(getkey):
 def test_decay_is_scaled_by_share(optimizer, getkey):
     model = MLP(12, 8, 4, final_scale=2.0, zero_init=False, key=getkey())
     gradient = map_weights(lambda w: w.with_array(jnp.zeros_like(w.array)), model)
-    transform = OptimizerConfig(optimizer=optimizer, weight_decay=0.3).build()
-    updates, _ = transform.update(gradient, transform.init(model), model)
+    config = OptimizerConfig(optimizer=optimizer, weight_decay=0.3)
+    transform = config.build()
+    updates, _ = transform.update(gradient, transform.init(model), model, **known(config, model))
     for w, u in zip(weights(model), weights(updates), strict=True):
         np.testing.assert_allclose(u.array, 0.3 * w.share * w.array, rtol=1e-6)
         assert w.share == pytest.approx(1 / 6)
@@ -77,9 +86,10 @@ def test_muon_agrees_with_optax_where_both_are_defined(getkey):
     """optax's Muon on transposed square matrices, the classic polynomial, no Nesterov, no bias correction left."""
     model = MLP(16, 16, 16, depth=2, zero_init=False, key=getkey())
     gradient = gradients_like(model, getkey())
-    ours = OptimizerConfig(polynomial="classic", beta1=0.9).build()
+    config = OptimizerConfig(polynomial="classic", beta1=0.9)
+    ours = config.build()
     theirs = optax.contrib.scale_by_muon(beta=0.9, nesterov=False)
-    updates, _ = ours.update(gradient, ours.init(model), model)
+    updates, _ = ours.update(gradient, ours.init(model), model, **known(config, model))
     for g, u in zip(weights(gradient), weights(updates), strict=True):
         with jax.numpy_dtype_promotion("standard"):
             expected, _ = theirs.update(g.array.T, theirs.init(g.array.T))

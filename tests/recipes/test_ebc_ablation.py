@@ -73,8 +73,8 @@ def test_a_grid_shares_compilations_writes_its_tables_and_goes_on_where_it_stopp
     assert ablate(arguments(tmp_path, *grid, "--status")) == 0
     assert capsys.readouterr().out.startswith("grid: 0 of 10 runs done")
     steps = set()
-    shared = ablation.shared_step
-    monkeypatch.setattr(ablation, "shared_step", lambda *a: (steps.add(s := shared(*a)), s)[1])
+    make = ablation.make_train_step
+    monkeypatch.setattr(ablation, "make_train_step", lambda *a: (steps.add(s := make(*a)), s)[1])
     assert ablate(arguments(tmp_path, *grid)) == 0
     assert [step._cache_size() for step in steps] == [1] * 3, "off, l1, exact: learning rates, δ and seeds share one"
     summary = rows(tmp_path / "summary.csv")

@@ -14,7 +14,7 @@ from lipzoo.devices.mesh import batched, make_mesh
 from lipzoo.theory.precision import FLOAT8, rounded
 from lipzoo.theory.weight import weights
 from lipzoo.train.state import init_state
-from lipzoo.train.step import make_train_step
+from lipzoo.train.step import step_of
 from tests.conftest import svd_norm
 from tests.recipe.test_recipe import make
 
@@ -33,11 +33,11 @@ def steps(dtype, optimizer):
     recipe = make(width=16, batch_size=64, steps=3, optimizer=optimizer, model_dtype=dtype, project_dtype=dtype)
     recipe.check()
     mesh, digits, losses = make_mesh(), load_digits(), []
-    state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, digits.white)
+    state, train_step = init_state(recipe, mesh), step_of(recipe, mesh)
     for batch in digits.batches(batch_size=64, count=3, seed=0):
         state, metrics = train_step(state, jax.device_put(batch, batched(mesh)))
         losses.append(float(metrics["loss"]))
-    for weight in weights(state.model):
+    for weight in weights(recipe.dressed(state.model)):
         assert svd_norm(weight.array).max() <= weight.cap
     return losses, state
 

@@ -1,5 +1,7 @@
 """The training step: what it computes, that it compiles once, and that guarantees hold after every real step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +16,9 @@ from lipzoo.devices.mesh import batched, make_mesh
 from lipzoo.system.errors import UserError
 from lipzoo.theory.weight import exact_norm, map_weights, weights
 from lipzoo.train.evaluate import make_evaluate
+from lipzoo.train.plan import resolve
 from lipzoo.train.state import init_state, layer_norms
-from lipzoo.train.step import forward, make_train_step
+from lipzoo.train.step import forward, make_train_step, step_of
 from tests.conftest import svd_norm
 from tests.recipe.test_recipe import make
 
@@ -26,15 +29,20 @@ def run(recipe, steps, after=None):
     """Losses of real steps on digits; `after(state)` looks at each state."""
     recipe.check()
     mesh = make_mesh(recipe.training.mesh)
-    state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, DIGITS.white)
+    state, train_step = init_state(recipe, mesh), step_of(recipe, mesh)
     stream = DIGITS.batches(batch_size=recipe.data.batch_size, count=steps, seed=0)
     losses = []
     for batch in stream:
         state, metrics = train_step(state, jax.device_put(batch, batched(mesh)))
         losses.append(metrics["loss"])
         if after:
-            after(state)
-    return np.array(jax.device_get(losses)), state
+            after(dressed(recipe, state))
+    return np.array(jax.device_get(losses)), dressed(recipe, state)
+
+
+def dressed(recipe, state):
+    """The state with a model that knows its caps."""
+    return dataclasses.replace(state, model=recipe.dressed(state.model))
 
 
 SMALL = {"width": 16, "batch_size": 64, "steps": 200}
@@ -47,7 +55,7 @@ def test_one_step_is_gradient_update_and_projection_in_plain_numpy():
     state = init_state(recipe, mesh)
     before = np.asarray(weights(state.model)[0].array).astype(np.float64)
     batch = next(DIGITS.batches(batch_size=64, count=1, seed=0))
-    after, metrics = make_train_step(recipe, mesh, DIGITS.white)(state, jax.device_put(batch, batched(mesh)))
+    after, metrics = step_of(recipe, mesh)(state, jax.device_put(batch, batched(mesh)))
 
     x, label = batch["input"] / 16.0, batch["label"]
     logits = x @ before.T
@@ -69,7 +77,7 @@ def test_one_step_is_gradient_update_and_projection_in_plain_numpy():
 def test_the_step_compiles_once_and_moves_nothing_to_the_host():
     recipe = make(**SMALL)
     mesh = make_mesh()
-    state, train_step = init_state(recipe, mesh), make_train_step(recipe, mesh, DIGITS.white)
+    state, train_step = init_state(recipe, mesh), step_of(recipe, mesh)
     stream = DIGITS.batches(batch_size=64, count=6, seed=0)
     on_device = [jax.device_put(batch, batched(mesh)) for batch in stream]
     state, metrics = train_step(state, on_device[0])
@@ -77,7 +85,7 @@ def test_the_step_compiles_once_and_moves_nothing_to_the_host():
         for batch in on_device[1:]:
             donated, (state, metrics) = state, train_step(state, batch)
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
-    assert train_step._cache_size() == 1
+    assert make_train_step(resolve(recipe)[0], mesh)._cache_size() == 1
     assert int(state.step) == 6
     assert np.isfinite(float(metrics["loss"]))
 

@@ -51,9 +51,11 @@ import optax
 from jaxtyping import Array, Bool
 
 from lipzoo.optim.ebc.config import EBCConfig
+from lipzoo.optim.ebc.control import Count
 from lipzoo.optim.ebc.divergence import fisher_variance, mean_kl
 from lipzoo.optim.ebc.layers import layer_budget, layer_table, refreshed, size_of_change, step_norms
 from lipzoo.optim.ebc.state import EBCState, LogitsFn, Scalar
+from lipzoo.optim.hyper import Hyper
 
 MOST_TRIES = 8
 """Smaller steps tried where the divergence is above δ; each may be an eighth of the one before."""
@@ -69,6 +71,7 @@ def clip_by_predictions(config: EBCConfig) -> optax.GradientTransformationExtraA
 
     The step is taken to be -lr × updates. `update` needs
 
+    - `hyper`: for δ; and the `clock`: the steps done so far.
     - `lr`: the learning rate of this step.
     - `fraction`: the same as a fraction of its peak, for `target_schedule lr`.
     - `logits_fn`: model → logits of the probe, shape (tokens, classes), scaled as in the loss.
@@ -78,16 +81,18 @@ def clip_by_predictions(config: EBCConfig) -> optax.GradientTransformationExtraA
 
     def init(params: Any) -> EBCState:
         beta = jnp.zeros(sum(count for _, count in layer_table(config, params).values()), jnp.float32)
-        target, one, zero = config.target_kl, 1.0, 0.0
-        scalars = [target, target, zero, one, one, one, one, one, zero, one]
+        one, zero = 1.0, 0.0
+        scalars = [config.target_kl, zero, one, one, one, one, one, zero, one]
         # Every field is an array of its own, since the compiled step is given its state's buffers.
-        return EBCState(jnp.zeros((), jnp.int32), beta, *[jnp.full((), x, jnp.float32) for x in scalars])
+        return EBCState(beta, *[jnp.full((), x, jnp.float32) for x in scalars])
 
     def update(
         updates: Any,
         state: EBCState,
         params: Any = None,
         *,
+        hyper: Hyper,
+        clock: Count,
         lr: Scalar,
         fraction: Scalar,
         logits_fn: LogitsFn,
@@ -95,10 +100,15 @@ def clip_by_predictions(config: EBCConfig) -> optax.GradientTransformationExtraA
     ) -> tuple[Any, EBCState]:
         step = jax.tree.map(lambda u: -lr * u, updates)
         schedule = fraction**2 if config.target_schedule == "lr" else jnp.ones((), jnp.float32)
-        clip = _clip_exact if config.aggregate == "exact" else _clip_by_layers
-        state = clip(config, state, schedule, logits_fn, params, step)
-        state = _control(config, state, schedule, functools.partial(_measure, config, logits_fn, params, step, state))
-        return jax.tree.map(lambda u: state.c * u, updates), state._replace(step=state.step + 1)
+        state = state._replace(delta=jnp.where(clock == 0, hyper.target_kl, state.delta))
+        if config.aggregate == "exact":
+            state = _clip_exact(config, state, schedule, logits_fn, params, step)
+        else:
+            state = state._replace(beta=refreshed(config, state, clock, logits_fn, params, step))
+            state = _clip_by_layers(config, state, schedule, logits_fn, params, step)
+        measure = functools.partial(_measure, config, logits_fn, params, step, state)
+        state = _control(config, state, clock, hyper.target_kl * schedule, measure)
+        return jax.tree.map(lambda u: state.c * u, updates), state
 
     transform: Any = update  # optax's type of it does not know arguments that have to be given.
     return optax.GradientTransformationExtraArgs(init, transform)
@@ -107,12 +117,11 @@ def clip_by_predictions(config: EBCConfig) -> optax.GradientTransformationExtraA
 def _clip_by_layers(
     config: EBCConfig, state: EBCState, schedule: Scalar, logits_fn: LogitsFn, params: Any, step: Any
 ) -> EBCState:
-    """β, τ, S and c of the published budget."""
-    beta = refreshed(config, state, logits_fn, params, step)
-    budget = layer_budget(config, beta, step_norms(config, step)) * config.surrogate.factor(state.surrogate)
+    """τ, S and c of the published budget."""
+    budget = layer_budget(config, state.beta, step_norms(config, step)) * config.surrogate.factor(state.surrogate)
     tokens = jax.eval_shape(logits_fn, params).shape[0]
     tau = state.tau_scale * jnp.sqrt(4 * tokens * state.delta * schedule)
-    return state._replace(beta=beta, tau=tau, budget=budget, c=_quotient(tau, budget))
+    return state._replace(tau=tau, budget=budget, c=_quotient(tau, budget))
 
 
 def _clip_exact(
@@ -176,14 +185,14 @@ def _measure(config: EBCConfig, logits_fn: LogitsFn, params: Any, step: Any, sta
 
 
 def _control(
-    config: EBCConfig, state: EBCState, schedule: Scalar, measure: Callable[[], tuple[Scalar, Scalar]]
+    config: EBCConfig, state: EBCState, now: Count, target: Scalar, measure: Callable[[], tuple[Scalar, Scalar]]
 ) -> EBCState:
     """Measures where it is due, and lets the loops act on what was measured."""
-    now, controller = state.step, config.controller
+    controller = config.controller
     due = now % config.update_every == 0
     tick = (now % controller.period == 0) & controller.enable
     kl, rho = jax.lax.cond(due | tick, measure, lambda: (state.kl, state.rho))
-    delta, error = controller(state.delta, state.error, state.target * schedule, kl)
+    delta, error = controller(state.delta, state.error, target, kl)
     raw = rho * config.surrogate.factor(state.surrogate)
     acts = {
         "delta": (tick, delta),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lipzoo.optim.ebc.config import EBCConfig, layer_table
+from lipzoo.optim.ebc.control import Count
 from lipzoo.optim.ebc.state import EBCState, LogitsFn, Scalar
 from lipzoo.theory.weight import Weight, map_weights, weights
 
@@ -43,14 +44,14 @@ def size_of_change(config: EBCConfig, change: Float[Array, "tokens classes"]) ->
 
 
 def refreshed(
-    config: EBCConfig, state: EBCState, logits_fn: LogitsFn, params: Any, step: Any
+    config: EBCConfig, state: EBCState, now: Count, logits_fn: LogitsFn, params: Any, step: Any
 ) -> Float[Array, " layers"]:
     """β after this step's measurements: none, a few layers in turn, or all of them.
 
     Where a weight starts at zero, the layers before it move nothing at first, so in the first period all layers are
     also measured at powers of two. The first β above zero enters the moving average with full weight.
     """
-    now, layers = state.step, state.beta.size
+    layers = state.beta.size
     few = min(config.probe_layers, layers)
 
     def sweep(indices: Int[Array, " some"]) -> Float[Array, " layers"]:

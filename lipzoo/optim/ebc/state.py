@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 LogitsFn = Callable[[Any], Float[Array, "tokens classes"]]
 Scalar = Float[Array, ""]
@@ -14,10 +14,7 @@ Scalar = Float[Array, ""]
 class EBCState(NamedTuple):
     """What EBC remembers, and (from `tau` on) what it tells of the last step or measurement."""
 
-    step: Int[Array, ""]
     beta: Float[Array, " layers"]
-    target: Scalar
-    """δ*. It is no constant of the compiled step, so that runs at several targets share one compilation."""
     delta: Scalar
     """δ before `target_schedule`: the target, unless a controller moves it."""
     error: Scalar
