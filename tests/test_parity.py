@@ -87,6 +87,7 @@ def ten_steps(case):
     recipe = recipe_of(case)
     model = first_model(recipe)
     plan, hyper = resolve(recipe)
+    hyper = jax.tree.map(jnp.asarray, hyper)
     optimizer, computation = plan.transform(), Computation(plan, make_mesh())
     differentiate, update = jax.jit(jax.value_and_grad(loss_of)), jax.jit(optimizer.update)
     state, losses = optimizer.init(model), []

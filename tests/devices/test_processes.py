@@ -14,10 +14,7 @@ from lipzoo.devices.processes import SLURM_TASKS, ProcessConfig
 from lipzoo.report.metrics import read_metrics
 from tests.train.test_loop import sha256
 
-SMALL = [
-    *("--depth", 2, "--width", 8, "--heads", 2, "--relative-bias", 4, "--data", "synthetic", "--no-seal"),
-    *("--batch-size", 8, "--seq-len", 16, "--accum-steps", 1, "--log-interval", 1, "--val-interval", 100),
-]
+SMALL = ["--width", 8, "--no-seal", "--batch-size", 8, "--log-interval", 1, "--val-interval", 100]
 
 
 def free_port():
@@ -29,7 +26,7 @@ def free_port():
 def start(devices, *arguments, environment=None):
     """A process with so many fake devices."""
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "recipes.shakespeare_gpt", *map(str, arguments)]
+    command = [sys.executable, "-m", "recipes.digits_mlp", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env={**os.environ, **flags, **(environment or {})}, **pipes)
 

@@ -77,7 +77,7 @@ ATTACKED = {
 }
 HEADS = [
     *((name, 16, "head") for name in ATTACKED),
-    *((name, 4, "matrix") for name in ("unit", "sharp", "cosine", "unrotated", "sharp, unrotated")),
+    *((name, 4, "matrix") for name in ("sharp", "unrotated")),
 ]
 
 
@@ -196,7 +196,7 @@ def test_unit_norm_attention_per_head_is_one_lipschitz():
     assert bound.lipschitz >= 1
 
 
-@pytest.mark.parametrize("granularity", ["head", "matrix"])
+@pytest.mark.parametrize("granularity", ["head"])
 def test_the_bound_inside_jit_is_the_certified_one_up_to_gram_iteration(granularity):
     module = attention(jax.random.key(3), granularity=granularity)
     exact = module.bound(Bound.start(module.takes, 1.0), exact_norm)

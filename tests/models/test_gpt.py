@@ -161,7 +161,6 @@ def test_a_token_depends_on_itself_and_earlier_ones_only():
 
 ATTACKED = {
     "unit": (1.0, {}),
-    "unit, whole matrices": (1.0, {"granularity": "matrix"}),
     "sharp": (2.0, {"softmax_scale": 3.0, "residual_scale": 3.0}),
     "sharp, whole matrices": (2.0, {"softmax_scale": 3.0, "residual_scale": 3.0, "granularity": "matrix"}),
     "near tokens": (1.0, {"softmax_scale": 0.25, "attention_scale": 1.0, "relative_bias": 4, "activation": "maxmin"}),
@@ -190,6 +189,10 @@ def test_no_ascent_on_embeddings_and_directions_exceeds_the_certificate(case):
         return rms(jax.jvp(function, (x,), (v,))[1]).max() / rms(v).max()
 
     @jax.jit
+    def size(x):
+        return rms(function(x)).max()
+
+    @jax.jit
     def climb(x, v):
         gx, gv = jax.grad(gain, argnums=(0, 1))(x, v)
         move = lambda a, g: a + 0.1 * g / (rms(g).max() + 1e-9)  # noqa: E731
@@ -201,7 +204,7 @@ def test_no_ascent_on_embeddings_and_directions_exceeds_the_certificate(case):
         for _ in range(30):
             x, v = climb(x, v)
         best = max(best, float(gain(x, v)))
-        assert float(rms(function(x)).max()) <= float(certificate.certified.radius)
+        assert float(size(x)) <= float(certificate.certified.radius)
     assert best <= certificate.lipschitz
     assert certificate.certified.log_lipschitz <= certificate.a_priori.log_lipschitz
     assert certificate.caps_hold

@@ -30,8 +30,7 @@ def known(config, model):
 
 
 @pytest.mark.parametrize("polynomial", sorted(msign.POLYNOMIALS))
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "nesterov"), [("float32", True), ("bfloat16", False)])
 def test_muon_updates_have_at_most_the_stated_norm(polynomial, nesterov, dtype, getkey):
     config = OptimizerConfig(polynomial=polynomial, nesterov=nesterov, msign_dtype=dtype)
     if config.refusal(steps=100):

@@ -26,6 +26,7 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.system.lock import held
 from lipzoo.train import checkpoint, contents, digests
+from lipzoo.train.arrays import RETIRED
 from lipzoo.train.checkpoint import Checkpoints, save_model
 from lipzoo.train.plan import resolve
 from lipzoo.train.reading import Damaged, check_whole, find_steps
@@ -298,8 +299,18 @@ def test_the_first_format_loads_resumes_and_tells_what_it_is(tmp_path):
 def test_the_optimizer_of_the_first_format_is_found_by_name():
     stored = json.loads((FORMAT1.with_name("format1_gpt") / "checkpoints" / "2" / "digests" / "metadata").read_text())
     recipe = lipzoo.load(FORMAT1.with_name("format1_gpt")).recipe
-    assert {current_name(key) for key in stored["rest"]} == set(
+    assert {current_name(key) for key in stored["rest"] if not RETIRED.fullmatch(key)} == set(
         contents.rest_arrays(abstract_state(resolve(recipe)[0]))
+    )
+
+
+def test_a_run_whose_optimizer_and_trust_region_had_clocks_of_their_own_goes_on(tmp_path):
+    run = shutil.copytree(FORMAT1.with_name("format2_clocks"), tmp_path / "run")
+    line = parse(digits_mlp.RECIPE, ["--resume", str(run), "--steps", "6"])
+    assert train(line.recipe, run, resume=True) == 0
+    assert steps(run) == ["4", "6"]
+    assert not any(
+        RETIRED.fullmatch(name) for name in json.loads((run / "checkpoints/6/digests/metadata").read_text())["rest"]
     )
 
 
