@@ -31,6 +31,7 @@ from lipzoo.models import GPT, GPTConfig
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.sample import generate
 from lipzoo.system.terminal import program
+from lipzoo.theory.geometry import DENSE
 from lipzoo.theory.weight import weights
 from lipzoo.train.plan import resolve
 from lipzoo.train.state import init_state
@@ -74,7 +75,7 @@ def model_flops(recipe: Recipe, gpt: GPT) -> float:
     """Floating-point operations of one forward and backward pass over a batch."""
     _, length = recipe.data.unit
     tokens = recipe.data.batch_size * length
-    matrices = sum(w.array.size for w in weights(gpt) if w.role in ("hidden", "head"))
+    matrices = sum(w.array.size for w in weights(gpt) if w.geometry == DENSE)
     return tokens * (6 * matrices + 12 * length * gpt.config.width * gpt.config.depth)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from lipzoo.models import GPT, AbstractModule
 from lipzoo.theory.bound import Bound, weighted_sum
+from lipzoo.theory.geometry import ENTRIES
 from lipzoo.theory.numbers import Scalar, log_times, log_up
 from lipzoo.theory.space import Tokens, Vector
 from lipzoo.theory.weight import Measure, Weight, weights
@@ -78,7 +79,7 @@ def _norms(block: AbstractModule, measure: Measure, *, spectral: bool = False) -
 
 def _whole(weight: Weight) -> Weight:
     array = weight.array
-    return weight if weight.role == "gain" else weight.with_array(array.reshape(-1, array.shape[-1]))
+    return weight if weight.geometry == ENTRIES else weight.with_array(array.reshape(-1, array.shape[-1]))
 
 
 def _spectral(weight: Weight, measure: Measure) -> Scalar:

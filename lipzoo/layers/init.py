@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.theory import norms
-from lipzoo.theory.weight import Role, Weight
+from lipzoo.theory.weight import Place, Weight
 
 Init = Literal["zero", "orthogonal", "spectral"]
 BELOW_CAP = 1 - 1e-5
@@ -34,7 +34,14 @@ def spectral(key: PRNGKeyArray, out_size: int, in_size: int) -> Float[Array, "ou
 
 
 def fresh(
-    key: PRNGKeyArray, shape: tuple[int, ...], *, name: str, role: Role = "hidden", cap: float, share: float, init: Init
+    key: PRNGKeyArray,
+    shape: tuple[int, ...],
+    *,
+    name: str,
+    place: Place = "hidden",
+    cap: float,
+    share: float,
+    init: Init,
 ) -> Weight:
     """A weight of this shape, (..., out, in), that is under its cap.
 
@@ -52,4 +59,4 @@ def fresh(
     else:
         largest = min(1.0, cap / norms.rms_factor(out_size, in_size)) * BELOW_CAP
         array = largest * jax.vmap(lambda key: spectral(key, out_size, in_size))(keys)
-    return Weight(array.reshape(shape), name, role, cap, share)
+    return Weight(array.reshape(shape), name, cap=cap, share=share, place=place)

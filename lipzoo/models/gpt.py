@@ -19,6 +19,7 @@ from lipzoo.layers.stack import Stack
 from lipzoo.models.gpt_config import GPTConfig
 from lipzoo.models.lipsformer import lipsformer_block
 from lipzoo.theory.bound import Bound
+from lipzoo.theory.geometry import OFFSETS, ROWS
 from lipzoo.theory.space import Space
 from lipzoo.theory.weight import Measure, Weight, check_names
 
@@ -60,13 +61,13 @@ class GPT(AbstractModule):
         keys = jax.random.split(key, config.depth + 2)
         rows = jax.random.normal(keys[0], (vocabulary, config.width, 1), jnp.float32)
         rows = rows / jnp.sqrt(jnp.mean(rows**2, axis=1, keepdims=True)) * BELOW_CAP
-        self.embedding = Embedding(Weight(rows, "embedding", "embedding", cap, 1 / total))
+        self.embedding = Embedding(Weight(rows, "embedding", ROWS, cap, 1 / total, "embedding"))
         blocks = eqx.filter_vmap(lambda key: _block(config, cap, share, key))(keys[2:])
         self.stack = Stack(blocks, config.remat)
         self.norm = _norm(config)
         init: Init = "zero" if config.zero_init else "orthogonal"
         shape = (vocabulary, config.width)
-        self.head = Linear(fresh(keys[1], shape, name="head", role="head", cap=cap, share=1 / total, init=init))
+        self.head = Linear(fresh(keys[1], shape, name="head", place="head", cap=cap, share=1 / total, init=init))
         limit = [Tanh(config.logit_softcap)] if config.logit_softcap else []
         self.scale = Sequential([Scale(config.final_scale), *limit])
         check_names(self)
@@ -175,4 +176,4 @@ def _relative_bias(config: GPTConfig) -> Weight:
     reach, heads = config.relative_bias, config.heads
     distance = jnp.abs(jnp.arange(reach)[None, :] - jnp.arange(heads)[:, None])
     share = 1 / ((2 + config.blocks_mass) * config.final_scale)
-    return Weight(-distance[..., None].astype(jnp.float32), "blocks.position", "position", share=share)
+    return Weight(-distance[..., None].astype(jnp.float32), "blocks.position", OFFSETS, share=share)

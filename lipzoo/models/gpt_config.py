@@ -8,6 +8,7 @@ from lipzoo.config.fields import choice_refusal, options
 from lipzoo.layers.activation import GELU_DIVISOR
 from lipzoo.layers.normalization import NORM_EPSILON
 from lipzoo.layers.stack import Remat
+from lipzoo.theory.geometry import DENSE
 from lipzoo.theory.weight import Weight
 
 Granularity = Literal["head", "matrix"]
@@ -121,5 +122,5 @@ class GPTConfig:
 
     def first_norm(self, weight: Weight) -> float:
         """An upper bound of a fresh weight's norm: LipsFormer begins with σ₁ = 1, all others with norm 1."""
-        hidden = self.architecture == "lipsformer" and weight.role == "hidden"
+        hidden = self.architecture == "lipsformer" and weight.geometry == DENSE and weight.place == "hidden"
         return max(1.0, weight.rms_factor) if hidden else 1.0

@@ -18,6 +18,7 @@ from lipzoo.layers.init import BELOW_CAP, Init, fresh
 from lipzoo.layers.linear import Affine, Linear
 from lipzoo.layers.normalization import Center
 from lipzoo.theory.bound import Bound, weighted_sum
+from lipzoo.theory.geometry import COLUMN, ENTRIES
 from lipzoo.theory.numbers import namespace
 from lipzoo.theory.weight import Measure, Weight
 
@@ -45,8 +46,8 @@ class WeightedResidual(AbstractResidual):
 
 def center_norm(width: int, name: str, cap: float, share: float) -> Sequential:
     """γ ⊙ d/(d-1)·(x - mean x) + β."""
-    gain = Weight(jnp.full((width, 1, 1), min(1.0, cap) * BELOW_CAP, jnp.float32), f"{name}.gain", "gain", cap, share)
-    bias = Weight(jnp.zeros((width, 1), jnp.float32), f"{name}.bias", "bias", cap, share)
+    gain = Weight(jnp.full((width, 1, 1), min(1.0, cap) * BELOW_CAP, jnp.float32), f"{name}.gain", ENTRIES, cap, share)
+    bias = Weight(jnp.zeros((width, 1), jnp.float32), f"{name}.bias", COLUMN, cap, share)
     return Sequential([Center(width / (width - 1)), Affine(gain, bias)])
 
 
@@ -78,7 +79,7 @@ def lipsformer_block(
     def residual(branch: AbstractModule, name: str) -> WeightedResidual:
         normed = Sequential([center_norm(width, f"blocks.{name}.center", cap, share), branch])
         first = jnp.full((width, 1, 1), min(FIRST_STRENGTH, cap), jnp.float32)
-        return WeightedResidual(normed, Weight(first, f"blocks.{name}.strength", "gain", cap, share))
+        return WeightedResidual(normed, Weight(first, f"blocks.{name}.strength", ENTRIES, cap, share))
 
     q, k, v = (matrix(index, name, head_shape) for index, name in enumerate("qkv"))
     attention = Attention(

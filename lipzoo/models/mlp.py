@@ -16,6 +16,7 @@ from lipzoo.layers.compose import ConvexResidual, Sequential
 from lipzoo.layers.init import check_cap, fresh
 from lipzoo.layers.linear import Flatten, Linear, Scale
 from lipzoo.theory.bound import Bound
+from lipzoo.theory.geometry import COLUMN
 from lipzoo.theory.space import Space
 from lipzoo.theory.weight import Measure, Weight, check_names
 
@@ -118,9 +119,9 @@ class MLP(AbstractModule):
 def _linear(
     key: PRNGKeyArray, out_size: int, in_size: int, *, name: str, share: float, bias: bool, zero: bool, cap: float
 ) -> Linear:
-    role, init = ("head" if name == "head" else "hidden"), ("zero" if zero else "orthogonal")
-    matrix = fresh(key, (out_size, in_size), name=name, role=role, cap=cap, share=share, init=init)
-    column = Weight(jnp.zeros((out_size, 1), jnp.float32), f"{name}.bias", "bias", cap, share) if bias else None
+    place, init = ("head" if name == "head" else "hidden"), ("zero" if zero else "orthogonal")
+    matrix = fresh(key, (out_size, in_size), name=name, place=place, cap=cap, share=share, init=init)
+    column = Weight(jnp.zeros((out_size, 1), jnp.float32), f"{name}.bias", COLUMN, cap, share) if bias else None
     return Linear(matrix, column)
 
 

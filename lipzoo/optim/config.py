@@ -71,7 +71,7 @@ class OptimizerConfig:
         return math.inf if self._by_adam(weight) else update_sup(POLYNOMIALS[self.polynomial])
 
     def _by_adam(self, weight: Weight) -> bool:
-        return self.optimizer == "adamw" or (self.embedding_adam and weight.role == "embedding")
+        return self.optimizer == "adamw" or (self.embedding_adam and weight.place == "embedding")
 
     def shares(self, tree: Tree) -> Tree:
         """`tree` with the shares that make the learning rates of `lr_overrides`."""

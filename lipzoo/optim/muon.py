@@ -9,7 +9,6 @@ update has unit RMS→RMS norm, and in the supremum that it states for its updat
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, DTypeLike, Float, Int
 
@@ -56,10 +55,7 @@ def scale_by_muon(
     sign = spread(lambda matrix: msign.msign(matrix, rows, dtype))
 
     def orthogonalize(weight: Weight) -> Weight:
-        if weight.role == "embedding":
-            size = jnp.sqrt(jnp.mean(weight.array**2, axis=-2, keepdims=True))
-            return weight.with_array(weight.array / jnp.maximum(size, 1 / embed_inflation))
-        return weight.with_array(sign(weight.array) / weight.rms_factor)
+        return weight.with_array(weight.geometry.steepest(weight.array, sign, embed_inflation))
 
     def update(
         updates: Any, state: Any, params: Any = None, *, hyper: Hyper, clock: Int[Array, ""], **others: Any

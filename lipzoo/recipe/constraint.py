@@ -63,15 +63,15 @@ class ConstraintConfig:
         would never let it be small. So whatever caps holds these by spectral-normalize, and what does not leaves them
         free.
         """
-        if weight.role == "position":
+        if not weight.geometry.bounded:
             return Unconstrained()
         constraint = self.make(override(self.constraint_overrides, weight.name) or self.constraint)
-        if weight.role not in ("bias", "gain", "embedding") or isinstance(constraint, WeightDecay):
+        if not weight.geometry.single or isinstance(constraint, WeightDecay):
             return constraint
         return SpectralNormalize() if constraint.caps else Unconstrained()
 
     def sigma_max_of(self, weight: Weight) -> float:
         """The cap asked for."""
         value = override(self.sigma_max_overrides, weight.name)
-        default = self.embedding_cap if weight.role == "embedding" else self.sigma_max
+        default = self.embedding_cap if weight.place == "embedding" else self.sigma_max
         return default if value is None else number(value, CAP_FLAG)

@@ -146,7 +146,7 @@ class Recipe:
         fresh = functools.partial(build, self.model, *self.data.complete().sizes)
         free = eqx.filter_eval_shape(fresh, key=jax.random.key(0))
         names = [weight.name for weight in weights(free)]
-        held = [weight.name for weight in weights(free) if weight.role != "position"]  # As `ConstraintConfig.of` says.
+        held = [weight.name for weight in weights(free) if weight.geometry.bounded]  # As `ConstraintConfig.of` says.
         refusals = (
             override_refusal("--constraint-overrides", config.constraint_overrides, held),
             override_refusal(CAP_FLAG, config.sigma_max_overrides, held, numeric=True),

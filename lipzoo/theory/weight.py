@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from lipzoo.theory import norms
+from lipzoo.theory.geometry import DENSE, Geometry
 from lipzoo.theory.numbers import Scalar
 
-Role = Literal["hidden", "head", "bias", "gain", "position", "embedding"]
+Place = Literal["hidden", "head", "embedding"]
 Tree = TypeVar("Tree")
 if TYPE_CHECKING:
     Stored = Array
@@ -28,25 +28,25 @@ class Weight(eqx.Module):
 
     **Attributes:**
 
-    - `array`: float, shape (..., out, in). A bias is a matrix of one column: its RMS→RMS norm is its RMS norm.
+    - `array`: float, shape (..., out, in).
     - `name`: unique in its model; the row of the certificate and the key of per-layer overrides.
-    - `role`: what the matrix does: `hidden`, `head`, `bias`, `gain` (1×1 matrices that multiply single entries),
-      `position` (added to attention logits: in no bound, and never constrained), or `embedding` (each row a matrix of
-      one column).
+    - `geometry`: how the array is a family of matrices (`lipzoo.theory.geometry`).
     - `cap`: the RMS→RMS norm that constraints hold it under; infinite if it is free.
     - `share`: the fraction of the learning rate that it gets (modular norm, Large et al. 2024, arXiv 2405.14813).
+    - `place`: where it stands in the network.
     """
 
     array: Float[Stored, "*batch out in"]
     name: str = eqx.field(static=True)
-    role: Role = eqx.field(static=True, default="hidden")
+    geometry: Geometry = eqx.field(static=True, default=DENSE)
     cap: float = eqx.field(static=True, default=float("inf"))
     share: float = eqx.field(static=True, default=1.0)
+    place: Place = eqx.field(static=True, default="hidden")
 
     @property
     def rms_factor(self) -> float:
         """√(in/out): a spectral norm times this is an RMS→RMS norm."""
-        return norms.rms_factor(*self.array.shape[-2:])
+        return self.geometry.rms_factor(self.array.shape)
 
     def with_array(self, array: Any) -> "Weight":
         """This weight with another array (or what stands for one: a shape, a gradient)."""
@@ -74,12 +74,12 @@ def cap_norm(weight: Weight) -> Scalar:
 
 def exact_norm(weight: Weight) -> Scalar:
     """The RMS→RMS norm in float64, rounded up: gives the certified bound (see `lipzoo.theory.norms.rms_norm`)."""
-    return norms.rms_norm(np.asarray(weight.array))[()]
+    return weight.geometry.exact_norm(np.asarray(weight.array))[()]
 
 
 def gram_norm(weight: Weight) -> Float[Array, "*batch"]:
     """An upper bound of the norm by Gram iteration: for use inside jit, differentiable."""
-    return norms.gram_norm(weight.array) * weight.rms_factor
+    return weight.geometry.gram_norm(weight.array)
 
 
 def is_weight(node: Any) -> bool:

@@ -17,6 +17,7 @@ from lipzoo.cli.train import guarded
 from lipzoo.layers.compose import PerToken
 from lipzoo.layers.linear import Affine
 from lipzoo.models import MLP, ConvexResidual, Linear, ReLU, Sequential
+from lipzoo.theory.geometry import ENTRIES
 from lipzoo.theory.space import Vector
 from lipzoo.theory.weight import Weight, map_weights, weights
 from tests.conftest import svd_norm
@@ -194,7 +195,7 @@ def test_shares_of_the_bound_add_up_for_a_plain_network(digits_run):
 
 def test_the_pixel_constant_counts_inputs_and_outputs_not_gains(getkey):
     linear = Linear(Weight(jnp.eye(16), "w"))
-    gain = Weight(jnp.ones((16, 1, 1)), "gain", "gain")
+    gain = Weight(jnp.ones((16, 1, 1)), "gain", ENTRIES)
     for model in (Sequential([linear, Affine(gain)]), Sequential([Affine(gain), linear]), Affine(gain)):
         assert Certificate.of(model, space=Vector((16,))).l2_factor == pytest.approx(1, abs=1e-12)
     wide = Linear(Weight(jnp.ones((4, 16)), "w"))

@@ -9,6 +9,7 @@ import pytest
 
 from lipzoo.certify.certificate import Certificate
 from lipzoo.models import GPT, MLP, GPTConfig
+from lipzoo.theory.geometry import ENTRIES
 from lipzoo.theory.weight import map_weights
 from tests.conftest import svd_norm
 
@@ -49,7 +50,7 @@ def test_the_formula_for_lipsformer():
         largest = {
             w.name.split(".", 2)[-1]: float(jnp.abs(w.array).max())
             for w in gpt.stack.block(block).matrices()
-            if w.role == "gain"
+            if w.geometry == ENTRIES
         }
         cosine = 2 * n * (n - 1) * tau * norm(block, "k") + 2 * (n - 1) * tau * norm(block, "q")
         cosine = (cosine + 2 * n * norm(block, "v")) / math.sqrt(epsilon) * norm(block, "out")

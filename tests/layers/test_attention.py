@@ -12,6 +12,7 @@ from lipzoo.layers.attend import rotate
 from lipzoo.layers.base import Mask
 from lipzoo.models import Attention
 from lipzoo.theory.bound import Bound
+from lipzoo.theory.geometry import OFFSETS
 from lipzoo.theory.space import Tokens
 from lipzoo.theory.weight import Weight, cap_norm, exact_norm, gram_norm, set_caps, weights
 
@@ -73,7 +74,7 @@ ATTACKED = {
     "cosine": (2.0, 0.5, {"qk_epsilon": 0.03, "v_epsilon": 0.3, "output_scale": 2.0}),
     "unrotated": (1.0, 1.0, {"rotary": False}),
     "sharp, unrotated": (4.0, 2.0, {"rotary": False}),
-    "bias": (1.0, 1.0, {"bias": Weight(jnp.linspace(4.0, -4.0, 5).reshape(1, 5, 1), "bias", "position")}),
+    "bias": (1.0, 1.0, {"bias": Weight(jnp.linspace(4.0, -4.0, 5).reshape(1, 5, 1), "bias", OFFSETS)}),
 }
 HEADS = [
     *((name, 16, "head") for name in ATTACKED),

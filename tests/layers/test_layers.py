@@ -27,6 +27,7 @@ from lipzoo.models import (
 )
 from lipzoo.models.lipsformer import WeightedResidual, center_norm
 from lipzoo.theory.bound import Bound
+from lipzoo.theory.geometry import COLUMN, ENTRIES
 from lipzoo.theory.space import Tokens, Vector
 from lipzoo.theory.weight import Weight, cap_norm, check_names, exact_norm, gram_norm, set_caps, weights
 from tests.conftest import svd_norm
@@ -34,13 +35,13 @@ from tests.conftest import svd_norm
 
 def linear(key, out_size, in_size, *, scale=1.0, bias=False, name="w"):
     draw = scale * jax.random.normal(key, (out_size, in_size)) / np.sqrt(in_size)
-    column = Weight(0.3 * jax.random.normal(key, (out_size, 1)), f"{name}.bias", "bias") if bias else None
+    column = Weight(0.3 * jax.random.normal(key, (out_size, 1)), f"{name}.bias", COLUMN) if bias else None
     return Linear(Weight(draw, name), column)
 
 
 def affine(key):
-    gain = Weight(jax.random.normal(key, (8, 1, 1)), "gain", "gain")
-    return Affine(gain, Weight(0.3 * jax.random.normal(key, (8, 1)), "bias", "bias"))
+    gain = Weight(jax.random.normal(key, (8, 1, 1)), "gain", ENTRIES)
+    return Affine(gain, Weight(0.3 * jax.random.normal(key, (8, 1)), "bias", COLUMN))
 
 
 def rms(x):

@@ -101,7 +101,7 @@ def test_ten_steps_end_at_the_published_weights(case, optimizer, lr, loss_margin
         model = map_weights(lambda w, u, rate=rate: w.with_array(w.array - rate * u.array), model, updates)
 
         def constrain(weight, rate=rate):  # The published code caps embeddings, whatever the constraint.
-            if weight.role == "embedding":
+            if weight.place == "embedding":
                 return weight.with_array(cap_rows(weight.array))
             if case == "muon_spec_normalize":
                 capped = dataclasses.replace(weight, cap=1.0)
@@ -176,7 +176,7 @@ def test_no_ascent_on_embeddings_and_directions_exceeds_the_certificate(case):
     config = GPTConfig(width=16, depth=2, heads=4, final_scale=2.0, zero_init=False, **options)
     gpt = GPT(7, config, key=jax.random.key(1))
     gpt = map_weights(lambda w: w.with_array(3 * w.array), gpt)
-    gpt = set_caps(gpt, {w.name: 1.0 if w.role == "embedding" else cap for w in weights(gpt)}).project(SvdCap())
+    gpt = set_caps(gpt, {w.name: 1.0 if w.place == "embedding" else cap for w in weights(gpt)}).project(SvdCap())
     certificate = Certificate.of(gpt)
     rms = lambda x: jnp.sqrt(jnp.mean(x**2, axis=-1))  # noqa: E731
 

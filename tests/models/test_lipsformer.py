@@ -13,6 +13,7 @@ from lipzoo.models import GPT, GPTConfig
 from lipzoo.models.lipsformer import FIRST_STRENGTH
 from lipzoo.recipe.constraint import ConstraintConfig
 from lipzoo.recipe.recipe import Recipe
+from lipzoo.theory.geometry import DENSE, ENTRIES, OFFSETS
 from lipzoo.theory.weight import map_weights, weights
 from tests.conftest import svd_norm
 
@@ -45,13 +46,13 @@ def test_attention_is_that_of_cosines_with_epsilon():
 
 def test_first_weights():
     for weight in weights(make()):
-        if weight.role == "hidden":
+        if weight.geometry == DENSE and weight.place == "hidden":
             sigma = svd_norm(weight.array) / weight.rms_factor
             assert (sigma > 0.99).all()
             assert (sigma <= 1).all()
         elif weight.name.endswith("strength"):
             np.testing.assert_array_equal(weight.array, np.float32(FIRST_STRENGTH))
-        elif weight.role == "gain":
+        elif weight.geometry == ENTRIES:
             np.testing.assert_allclose(weight.array, 1, atol=2e-5)
 
 
@@ -83,5 +84,5 @@ def test_gains_are_capped_one_by_one_and_position_biases_are_free():
     assert recipe.cap_of(names["blocks.mlp.strength"]) == 0.5
     assert type(recipe.constraint.of(names["blocks.mlp.strength"])).__name__ == "SpectralNormalize"
     biased = GPT(11, GPTConfig(width=16, heads=2, relative_bias=4), key=jax.random.key(0))
-    (position,) = [weight for weight in weights(biased) if weight.role == "position"]
+    (position,) = [weight for weight in weights(biased) if weight.geometry == OFFSETS]
     assert recipe.cap_of(position) == np.inf

@@ -200,7 +200,7 @@ def test_a_stack_counts_as_its_slices(getkey):
     up = next(weight for weight in weights(updates) if weight.name == "blocks.up")
     one = map_weights(lambda w: w.with_array(jnp.zeros_like(w.array)), updates)
     one = map_weights(lambda w: w.with_array(w.array.at[1].set(up.array[1])) if w.name == up.name else w, one)
-    names = [weight.name for weight in weights(gpt) if weight.role == "hidden"]
+    names = [weight.name for weight in weights(gpt) if weight.place == "hidden"]
     change = jax.jvp(logits, (gpt,), (one,))[1]
     expected = centred_norm(np.asarray(change)) / np.linalg.norm(up.array[1])
     assert float(state.beta[3 * names.index(up.name) + 1]) == pytest.approx(expected, rel=1e-3)

@@ -15,6 +15,7 @@ from lipzoo.recipe.constraint import ConstraintConfig
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.recipe.training import TrainingConfig
 from lipzoo.system.errors import UserError
+from lipzoo.theory.geometry import COLUMN
 from lipzoo.theory.weight import weights
 from recipes import cifar_mlp, digits_mlp
 from tests.conftest import svd_norm
@@ -168,7 +169,7 @@ def test_biases_are_held_by_normalization_or_by_nothing():
     held = make(bias=True, constraint="stiefel")
     free = make(bias=True, constraint="spectral-weight-decay")
     for recipe, kind, cap in [(held, "SpectralNormalize", 3.0), (free, "Unconstrained", math.inf)]:
-        biases = [w for w in weights(recipe.abstract_model()) if w.role == "bias"]
+        biases = [w for w in weights(recipe.abstract_model()) if w.geometry == COLUMN]
         assert len(biases) == 3
         assert {type(recipe.constraint.of(w)).__name__ for w in biases} == {kind}
         assert {w.cap for w in biases} == {cap}

@@ -31,6 +31,7 @@ from lipzoo.models import (
     Stack,
 )
 from lipzoo.models.lipsformer import WeightedResidual
+from lipzoo.theory.geometry import COLUMN, ENTRIES, ROWS
 from lipzoo.theory.space import SpaceError, Symbols, Tokens, Vector, example_shape
 from lipzoo.theory.weight import Weight
 from tests.conftest import svd_norm
@@ -235,7 +236,7 @@ def test_modules_say_what_they_take():
 
 
 def test_an_embedding_begins_the_certified_function():
-    table = Weight(0.5 * jnp.ones((3, 4, 1)), "table", "embedding")
+    table = Weight(0.5 * jnp.ones((3, 4, 1)), "table", ROWS)
     inside = Sequential([Embedding(table), PerToken(linear(4, 4))])
     certificate = Certificate.of(inside)
     assert certificate.lipschitz == pytest.approx(svd_norm(inside.layers[1].module.weight.array))
@@ -274,12 +275,12 @@ def test_numbers_of_few_bits_are_bounded_in_many(kind, make, radius, gain, monke
 @pytest.mark.parametrize(
     ("model", "space"),
     [
-        (Affine(Weight(np.ones((4, 2, 1)), "w", "gain")), Vector((4,))),
-        (Affine(Weight(np.ones((4, 1, 2)), "w", "gain")), Vector((4,))),
-        (WeightedResidual(PerToken(EYE), Weight(np.ones((4, 8, 1)), "s", "gain")), Tokens(4)),
-        (Sequential([Embedding(Weight(np.ones((3, 4, 2)), "w", "embedding"))]), None),
-        (Linear(Weight(np.eye(4), "w"), Weight(np.ones((4, 2)), "b", "bias")), None),
-        (Linear(Weight(np.eye(4), "w"), Weight(np.ones((3, 1)), "b", "bias")), None),
+        (Affine(Weight(np.ones((4, 2, 1)), "w", ENTRIES)), Vector((4,))),
+        (Affine(Weight(np.ones((4, 1, 2)), "w", ENTRIES)), Vector((4,))),
+        (WeightedResidual(PerToken(EYE), Weight(np.ones((4, 8, 1)), "s", ENTRIES)), Tokens(4)),
+        (Sequential([Embedding(Weight(np.ones((3, 4, 2)), "w", ROWS))]), None),
+        (Linear(Weight(np.eye(4), "w"), Weight(np.ones((4, 2)), "b", COLUMN)), None),
+        (Linear(Weight(np.eye(4), "w"), Weight(np.ones((3, 1)), "b", COLUMN)), None),
     ],
 )
 def test_arrays_of_other_shapes_or_kinds_have_no_certificate(model, space, monkeypatch):

@@ -13,8 +13,6 @@ Aggregate = Literal["l1", "l2", "exact"]
 PROBE_FRACTION = 32
 """The probe is this part of a batch unless told otherwise: per token, a JVP costs about as much as a training step."""
 MOST_REFINED = 16
-MATRIX_AXES = {"embedding": 3, "gain": 3}
-"""Axes of a matrix that is not stacked, by role, where they are not 2: rows or entries of one table are one layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +87,8 @@ def layer_table(config: EBCConfig, params: Any) -> dict[str, tuple[int, int]]:
     table: dict[str, tuple[int, int]] = {}
     first = 0
     for weight in weights(params):
-        if config.aggregate != "exact" and (config.include_embed_out or weight.role not in ("embedding", "head")):
-            stacked = np.shape(weight.array)[: -MATRIX_AXES.get(weight.role, 2)]
+        if config.aggregate != "exact" and (config.include_embed_out or weight.place == "hidden"):
+            stacked = np.shape(weight.array)[: -weight.geometry.layer_axes]
             table[weight.name] = (first, stacked[0] if stacked else 1)
             first += table[weight.name][1]
     return table

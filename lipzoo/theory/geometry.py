@@ -1,0 +1,91 @@
+"""How an array is a family of matrices, and what follows: its norms, its steepest direction, its layers.
+
+Optimizers, constraints, measures and EBC ask a weight's geometry, so that a new kind of array is a class here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lipzoo.theory import norms
+
+Sign = Callable[[Float[Array, "*batch out in"]], Float[Array, "*batch out in"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Arrays of shape (..., out, in), each matrix measured by its RMS→RMS norm σ₁·√(in/out).
+
+    - `layer_axes`: the axes of one layer; an axis before them is that of a stack.
+    - `single`: whether a matrix has one singular value, its norm, so that all a constraint can do is to divide.
+    - `bounded`: whether it stands in bounds at all, and can have a cap.
+    """
+
+    layer_axes: ClassVar[int] = 2
+    single: ClassVar[bool] = False
+    bounded: ClassVar[bool] = True
+
+    def rms_factor(self, shape: Sequence[int]) -> float:
+        """√(in/out): a spectral norm times this is a norm."""
+        return norms.rms_factor(*shape[-2:])
+
+    def exact_norm(self, array: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
+        """The norms in float64, rounded up (see `lipzoo.theory.norms.rms_norm`)."""
+        return norms.rms_norm(array)
+
+    def gram_norm(self, array: Float[Array, "*batch out in"]) -> Float[Array, "*batch"]:
+        """Upper bounds of the norms by Gram iteration: for use inside jit, differentiable."""
+        return norms.gram_norm(array) * self.rms_factor(array.shape)
+
+    def steepest(
+        self, gradient: Float[Array, "*batch out in"], sign: Sign, inflation: float
+    ) -> Float[Array, "*batch out in"]:
+        """The U that maximizes ⟨G, U⟩ over ‖U‖ ≤ 1, √(out/in)·msign(G), as far as `sign` goes."""
+        return sign(gradient) / self.rms_factor(gradient.shape)
+
+
+class Dense(Geometry):
+    """A matrix; with more axes, as many matrices, each by itself: those of heads, or of blocks."""
+
+
+class Column(Geometry):
+    """A bias: a matrix of one column, whose norm is its RMS norm."""
+
+    single = True
+
+
+class Rows(Geometry):
+    """A table of rows, shape (count, size, 1): each row is a matrix of one column."""
+
+    layer_axes = 3
+    single = True
+
+    def steepest(
+        self, gradient: Float[Array, "*batch out in"], sign: Sign, inflation: float
+    ) -> Float[Array, "*batch out in"]:
+        """Each row divided by its own RMS norm, or multiplied by `inflation` if it is smaller than the inverse of that.
+
+        So rows that hardly occur are not moved by noise.
+        """
+        size = jnp.sqrt(jnp.mean(gradient**2, axis=-2, keepdims=True))
+        return gradient / jnp.maximum(size, 1 / inflation)
+
+
+class Entries(Geometry):
+    """Factors of single entries, shape (size, 1, 1): each is a 1×1 matrix."""
+
+    layer_axes = 3
+    single = True
+
+
+class Offsets(Geometry):
+    """What is added to attention logits whatever the input: in no bound, and never constrained."""
+
+    bounded = False
+
+
+DENSE, COLUMN, ROWS, ENTRIES, OFFSETS = Dense(), Column(), Rows(), Entries(), Offsets()
