@@ -21,12 +21,13 @@ class State(eqx.Module):
 
     The model is bare (`lipzoo.theory.weight.bare`): caps and shares come from a step's `Hyper`. `step`, the number of
     steps done, is the one clock: optimizers, trust region and schedules read it. `key` is the run's own randomness.
+    Of many runs at once all but the clock have a leading axis.
     """
 
     model: AbstractModule
     opt_state: Any
     step: Int[Array, ""]
-    key: UInt32[Array, " words"]
+    key: UInt32[Array, "*runs words"]
 
 
 def init_state(recipe: Recipe, mesh: Mesh) -> State:

@@ -26,7 +26,7 @@ from lipzoo.theory.weight import Weight, map_weights, weights
 from lipzoo.train.plan import Plan, resolve
 from lipzoo.train.state import State, abstract_state
 
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Float[Array, "*runs"]]
 Batch = dict[str, Array]
 TrainStep = Callable[[State, Batch, Hyper], tuple[State, Metrics]]
 FULL = Mask()
@@ -49,8 +49,18 @@ def make_train_steps(plan: Plan, mesh: Mesh, window: int = 0) -> TrainStep:
 
     Since the clock is one, what happens every so many steps is a branch as in a single run.
     """
-    runs = State(0, 0, None, 0)  # pyright: ignore[reportArgumentType]
-    step = jax.vmap(Computation(plan, mesh, Mask(window)).step, in_axes=(runs, 0, 0), out_axes=(runs, 0))
+    computation = Computation(plan, mesh, Mask(window))
+
+    def one(clock: Array, model: Any, opt_state: Any, key: Array, batch: Batch, hyper: Hyper) -> tuple[Any, ...]:
+        state, metrics = computation.step(State(model, opt_state, clock, key), batch, hyper)
+        return state.step, state.model, state.opt_state, metrics
+
+    runs = jax.vmap(one, in_axes=(None, 0, 0, 0, 0, 0), out_axes=(None, 0, 0, 0))
+
+    def step(state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
+        clock, model, opt_state, metrics = runs(state.step, state.model, state.opt_state, state.key, batch, hyper)
+        return State(model, opt_state, clock, state.key), metrics
+
     return jax.jit(step, donate_argnums=0)
 
 

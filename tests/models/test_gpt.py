@@ -85,6 +85,7 @@ def test_ten_steps_end_at_the_published_weights(case, optimizer, lr, loss_margin
     monkeypatch.setattr(msign, "msign", by_products_with_the_matrix)
     model, config = published_gpt(), OptimizerConfig(optimizer=optimizer, lr=lr)
     optimizer, factor = config.build(), config.factor(10)
+    hyper = config.hyper({weight.name: weight.share for weight in weights(model)})
     state, losses, update = optimizer.init(model), [], jax.jit(optimizer.update)
 
     @jax.jit
@@ -96,7 +97,7 @@ def test_ten_steps_end_at_the_published_weights(case, optimizer, lr, loss_margin
     for step, tokens in enumerate(jnp.asarray(PUBLISHED["tokens"])):
         loss, gradient = differentiate(model, tokens)
         losses.append(float(loss))
-        updates, state = update(gradient, state, model)
+        updates, state = update(gradient, state, model, hyper=hyper, clock=jnp.int32(step))
         rate = lr * float(factor(jnp.int32(step)))
         model = map_weights(lambda w, u, rate=rate: w.with_array(w.array - rate * u.array), model, updates)
 

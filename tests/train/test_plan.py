@@ -49,7 +49,7 @@ def stacked(trees):
 def joined(states):
     """One state of many runs: its clock is that of all."""
     model, opt_state, key = stacked([(state.model, state.opt_state, state.key) for state in states])
-    return State(model, opt_state, states[0].step, key)
+    return State(model, opt_state, jnp.array(states[0].step), key)
 
 
 CASES = [("muon", name) for name in CONSTRAINTS] + [("adamw", "soft-cap"), ("adamw", "spectral-normalize")]
@@ -57,7 +57,11 @@ CASES = [("muon", name) for name in CONSTRAINTS] + [("adamw", "soft-cap"), ("ada
 
 @pytest.mark.parametrize(("optimizer", "constraint"), CASES)
 def test_three_runs_in_one_compiled_step_are_what_each_is_alone(optimizer, constraint):
-    """To 2e-4 after six steps: a batched product is not summed up in the same order. Caps hold after each step."""
+    """To 2e-4 after six steps: a batched product is not summed up in the same order. Caps hold after each step.
+
+    Spectral hammer to 2e-3: its direction comes from a power iteration, which hardly tells equal values apart.
+    """
+    tolerance = 2e-3 if constraint == "spectral-hammer" else 2e-4
     mesh, runs = make_mesh(), list(recipes(constraint, optimizer))
     plans, hypers = zip(*map(resolve, runs), strict=True)
     assert len(set(plans)) == 1
@@ -71,14 +75,16 @@ def test_three_runs_in_one_compiled_step_are_what_each_is_alone(optimizer, const
         together, metrics = many(together, stacked(batches), stacked(hypers))
         for index, values in enumerate(told):
             for name, value in values.items():
-                np.testing.assert_allclose(metrics[name][index], value, rtol=2e-3, atol=2e-4, err_msg=name)
+                np.testing.assert_allclose(
+                    metrics[name][index], value, rtol=10 * tolerance, atol=tolerance, err_msg=name
+                )
         if CONSTRAINTS[constraint].guarantees:
             for weight in weights(together.model):
                 limits = np.array([run[weight.name] for run in caps])
                 assert (svd_norm(weight.array) <= limits).all(), weight.name
     for index, state in enumerate(alone):
         for a, b in zip(weights(state.model), weights(together.model), strict=True):
-            np.testing.assert_allclose(b.array[index], a.array, atol=2e-4)
+            np.testing.assert_allclose(b.array[index], a.array, atol=tolerance)
     assert one._cache_size() == many._cache_size() == 1
 
 

@@ -146,7 +146,7 @@ GUARANTEES = [
 ]
 
 
-ROUNDED = [case for case in GUARANTEES if case[1] in ("soft-cap", "stiefel") and case[2] != 0.3]
+ROUNDED = [case for case in GUARANTEES if case[1] in ("soft-cap", "stiefel") and case[2] >= 40]
 """The constraints that compute in --project-dtype."""
 
 
