@@ -48,4 +48,5 @@ def number(value: float) -> Number:
 def rounded_down(value: float) -> Number:
     """The largest float32 number that is at most this: a weight under it is under what was asked for."""
     near: Any = number(value)
-    return near if float(near) <= value else np.asarray(np.nextafter(near, np.float32(-np.inf)))
+    below: Any = np.asarray(np.nextafter(near, np.float32(-np.inf)))
+    return near if float(near) <= value else below  # As floats: NumPy would compare in float32.
