@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from typing import Any
 
 LEFT_BEHIND = ("_read_array_index_and_device_put", "BaseEventLoop.__del__")
 """What Python tells of that nobody waits for any more, whenever it is collected."""
@@ -19,7 +20,7 @@ def hush() -> None:
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
-    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+    def hook(unraisable: Any) -> None:  # What it is has a name for type checkers alone.
         closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
         if not closed and not any(name in repr(unraisable.object) for name in LEFT_BEHIND):
             before(unraisable)
