@@ -13,7 +13,8 @@ import tyro
 from jaxtyping import Array, Float, Int
 from rich.table import Table
 
-from lipzoo.config.fields import number_refusal
+from lipzoo.config.fields import field_refusal
+from lipzoo.config.ranges import Count
 from lipzoo.layers.base import Mask
 from lipzoo.layers.compose import AbstractResidual
 from lipzoo.models import GPT, AbstractModule, PerToken, Sequential
@@ -34,7 +35,7 @@ class CommandLine:
 
     checkpoint_dir: Annotated[UserPath, tyro.conf.Positional]
     """A run, its checkpoints folder, or one step in it. The newest step is taken."""
-    windows: int = 8
+    windows: Count = 8
     """Windows of the test split to look at: the first ones."""
 
 
@@ -116,10 +117,8 @@ def _main() -> int:
     line = tyro.cli(
         CommandLine, prog=program(), description="Measures the activations of a transformer on its test split."
     )
-    if refusal := number_refusal(line):
+    if refusal := field_refusal(line):
         raise UserError(refusal)
-    if line.windows < 1:
-        raise UserError(f"--windows must be at least 1, got {line.windows}")
     loaded = load(line.checkpoint_dir)
     if not isinstance(loaded.model, GPT):
         raise UserError(f"{loaded.path} holds no transformer: it was trained on {loaded.recipe.data.data}")

@@ -14,7 +14,8 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float, Int, Key
 
-from lipzoo.config.fields import number_refusal
+from lipzoo.config.fields import field_refusal
+from lipzoo.config.ranges import Range, Seed, Whole
 from lipzoo.data import Tokenizer
 from lipzoo.layers.base import Cache
 from lipzoo.models import GPT
@@ -37,25 +38,19 @@ class CommandLine:
     """A run, its checkpoints folder, or one step in it. The newest step is taken."""
     prompt: str = ""
     """Text to go on from; by default what begins a document, or the first character of the alphabet, a new line."""
-    length: int = 500
+    length: Whole = 500
     """Tokens to generate: characters, or pieces of words. The end of a document comes before."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range(0, 1e6)] = 1.0
     """Divides the logits: below 1 the likely becomes likelier; 0 always takes the likeliest."""
-    top_k: int = 0
+    top_k: Whole = 0
     """Choose among this many likeliest tokens; 0 for all."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choices."""
 
     def check(self) -> None:
         """Raises UserError, naming the flag, if nothing can be generated like this."""
-        if refusal := number_refusal(self):
+        if refusal := field_refusal(self):
             raise UserError(refusal)
-        if self.length < 0 or self.top_k < 0:
-            raise UserError("--length and --top-k must be at least 0")
-        if not 0 <= self.temperature <= 1e6:
-            raise UserError(f"--temperature must be at least 0 and at most a million, got {self.temperature}")
-        if self.seed < 0:
-            raise UserError(f"--seed must be at least 0, got {self.seed}")
 
 
 def empty_cache(gpt: GPT, room: int) -> Cache:
@@ -87,7 +82,7 @@ def _next(
     first: Int[Array, ""],
     key: Key[Array, ""],
     temperature: float,
-    top_k: int,
+    top_k: Whole,
     size: int | None,
 ) -> tuple[Int[Array, ""], Cache]:
     """The token after `count` of `tokens`; whatever pads `tokens` is written over before anything looks at it."""
@@ -102,9 +97,9 @@ def generate(
     prompt: Int[np.ndarray, " n"],
     *,
     size: int | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    seed: int = 0,
+    temperature: Annotated[float, Range(0, 1e6)] = 1.0,
+    top_k: Whole = 0,
+    seed: Seed = 0,
 ) -> Iterator[int]:
     """Tokens after `prompt`, without end, of the first `size` ones: what the model has beyond pads its arrays.
 

@@ -148,7 +148,7 @@ CHANGES = [
     (lambda o: o["weights_checkpoint_0"].pop(3), "not laid out as published"),
     (lambda o: o.pop("args"), "it holds no args, the settings"),
     (lambda o: o.update(args=[1]), "it holds no args, the settings"),
-    (lambda o: o["args"].update(num_heads=0), "--depth and --heads must be at least 1"),
+    (lambda o: o["args"].update(num_heads=0), "--heads must be at least 1, got 0"),
     (lambda o: o["args"].update(softmax_scale=-0.3), "--softmax-scale must be at least 0"),
     (lambda o: o["args"].update(lr=10**400), "not laid out as published"),
     (lambda o: o["args"].update(zero_init=np.ones(2)), "zero_init"),

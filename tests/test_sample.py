@@ -168,7 +168,7 @@ def test_a_tokenizer_of_characters():
 REFUSED = [
     (["--prompt", "abZ"], "does not know the characters 'Z'"),
     (["--temperature", "-1"], "--temperature must be at least 0"),
-    (["--top-k", "-1"], "--length and --top-k must be at least 0"),
+    (["--top-k", "-1"], "--top-k must be at least 0"),
     (["--seed", "-1"], "--seed must be at least 0"),
 ]
 

@@ -86,7 +86,7 @@ REFUSED = [
     (["--norm", "rms", "--epsilon", "0"], "--epsilon must be positive"),
     (["--architecture", "lipsformer", "--norm", "rms"], "--norm is not for --architecture lipsformer"),
     (["--softmax-scale", "-1"], "--softmax-scale must be at least 0"),
-    (["--residual-scale", "99"], "--residual-scale must be positive and at most 4"),
+    (["--residual-scale", "99"], "--residual-scale must be at most 4, twice the --depth"),
     (["--blocks-mass", "0"], "--blocks-mass must be positive"),
     (["--lr", "100"], "--lr 100 is too high for blocks.q"),
     (["--embedding-cap", "0"], "the cap of embedding must lie between"),

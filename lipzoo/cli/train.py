@@ -11,7 +11,7 @@ from tyro.conf import AvoidSubcommands
 
 from lipzoo.cli.help import print_short
 from lipzoo.cli.line import CommandLine, Resume
-from lipzoo.config.fields import number_refusal
+from lipzoo.config.fields import field_refusal
 from lipzoo.devices.processes import from_first, in_all, is_first, timestamp
 from lipzoo.recipe.changes import check_unchanged
 from lipzoo.recipe.recipe import Recipe
@@ -60,7 +60,7 @@ def parse(
         check_unchanged(stored, line.recipe)
     if stored is not None and line.run_dir is not None:
         raise UserError("--run-dir has no effect beside --resume, which goes on in the same directory: leave it out")
-    if refusal := number_refusal(line.recipe) or unused_refusal(start, line.recipe):
+    if refusal := field_refusal(line.recipe) or unused_refusal(start, line.recipe):
         raise UserError(refusal)
     return line
 

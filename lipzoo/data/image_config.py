@@ -3,13 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from lipzoo.config.fields import options
+from lipzoo.config.ranges import Count, Fraction, Range
 from lipzoo.data import cifar10, digits
 from lipzoo.data.images import Augment, Form, Images, as_pixels, randomize_labels
 
@@ -26,24 +27,17 @@ class DataConfig:
 
     data: Source = "digits"
     """Where images come from: digits is embedded, cifar10 is downloaded into the cache."""
-    batch_size: int = 512
+    batch_size: Count = 512
     """Images a step, over all devices."""
     random_flip: bool = False
     """Mirror a random half of each training batch left to right."""
-    random_shift: int = 0
+    random_shift: Annotated[int, Range(0, 7)] = 0
     """Move each training image by up to so many pixels in each direction."""
-    randomize_labels: float = 0.0
+    randomize_labels: Fraction = 0.0
     """Fraction of the training labels that is replaced by random ones."""
 
-    def refusal(self) -> str | None:
-        """Why there are no such data, or None."""
-        if self.batch_size < 1:
-            return f"--batch-size must be at least 1, got {self.batch_size}"
-        if not 0 <= self.random_shift < 8:
-            return f"--random-shift must lie between 0 and 7, got {self.random_shift}"
-        if not 0 <= self.randomize_labels <= 1:
-            return f"--randomize-labels must lie between 0 and 1, got {self.randomize_labels}"
-        return None
+    def conflict(self) -> None:
+        """All settings go together."""
 
     @property
     def unit(self) -> tuple[str, int]:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lipzoo.config.fields import options
+from lipzoo.config.ranges import Count
 from lipzoo.data.batches import ALL, Batch, Split, iterate
 from lipzoo.data.download import cache_dir, fetch
 from lipzoo.data.synthetic import load_synthetic
@@ -149,17 +150,15 @@ class TextConfig:
 
     data: TextSource = "pydoc"
     """Where the text comes from: pydoc and synthetic are embedded, shakespeare is downloaded into the cache."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Windows a step, over all devices."""
-    seq_len: int = 256
+    seq_len: Count = 256
     """Characters of a window."""
     alphabet: str = ""
     """Characters that the model knows, in the order of their tokens; by default those of the text."""
 
-    def refusal(self) -> str | None:
-        """Why there are no such data, or None."""
-        if self.batch_size < 1 or self.seq_len < 1:
-            return "--batch-size and --seq-len must be at least 1"
+    def conflict(self) -> str | None:
+        """Which settings do not go together, or None."""
         if repeated := sorted({c for c in self.alphabet if self.alphabet.count(c) > 1}):
             return f"--alphabet holds {''.join(repeated)!r} more than once: each character is one token"
         return None

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt16
 
 from lipzoo.config.fields import options
+from lipzoo.config.ranges import Count
 from lipzoo.data import bpe, fineweb
 from lipzoo.data.batches import ALL, Batch, Shuffle, Split, iterate
 from lipzoo.data.download import cache_dir
@@ -142,21 +143,17 @@ class TokensConfig:
 
     data: str = fineweb.FOLDER
     """Folder of the data cache with shards *_train_*.bin and *_val_*.bin; fineweb10B is downloaded into it."""
-    batch_size: int = 384
+    batch_size: Count = 384
     """Windows a step, over all devices."""
-    seq_len: int = 1024
+    seq_len: Count = 1024
     """Tokens of a window."""
-    train_shards: int = 8
+    train_shards: Count = 8
     """Training shards to use, at most: the first ones by name. FineWeb10B has 103 of 100 million tokens (200 MB)."""
-    val_tokens: int = 10_485_760
+    val_tokens: Count = 10_485_760
     """Tokens to predict in a validation, at most: the first ones."""
 
-    def refusal(self) -> str | None:
-        """Why there are no such data, or None."""
-        for name in ("batch_size", "seq_len", "train_shards", "val_tokens"):
-            if getattr(self, name) < 1:
-                return f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
-        return None
+    def conflict(self) -> None:
+        """All settings go together."""
 
     @property
     def unit(self) -> tuple[str, int]:

@@ -7,13 +7,14 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lipzoo.config.fields import options
+from lipzoo.config.fields import field_refusal, options
+from lipzoo.config.ranges import Count, Range, Whole
 from lipzoo.system.errors import UserError
 
 T = TypeVar("T")
@@ -30,16 +31,16 @@ class ProcessConfig:
 
     coordinator: str = ""
     """HOST:PORT of process 0, which all --processes connect to."""
-    processes: int = 1
+    processes: Count = 1
     """Processes that train together, each started with the same command but for its --process-id."""
-    process_id: int = 0
+    process_id: Whole = 0
     """Number of this process, from 0."""
-    coordinator_timeout: int = 60
+    coordinator_timeout: Annotated[int, Range(1, LONGEST_WAIT)] = 60
     """Seconds to wait for the other processes."""
 
-    def refusal(self) -> str | None:
-        """Why there are no such processes, or None."""
-        if not 0 <= self.process_id < self.processes:
+    def conflict(self) -> str | None:
+        """Which settings do not go together, or None."""
+        if self.process_id >= self.processes:
             return f"--process-id must lie between 0 and --processes - 1, got {self.process_id} of {self.processes}"
         host, _, port = self.coordinator.rpartition(":")
         if self.processes > 1 and not (host and port.isdigit()):
@@ -48,13 +49,11 @@ class ProcessConfig:
             return "--coordinator needs --processes of at least 2"
         if port and not 0 < int(port) < 65536:
             return f"--coordinator {self.coordinator} must name a port from 1 to 65535"
-        if not 0 < self.coordinator_timeout <= LONGEST_WAIT:
-            return f"--coordinator-timeout must lie between 1 and {LONGEST_WAIT:,}, got {self.coordinator_timeout:,}"
         return None
 
     def start(self) -> None:
         """Connects this process with the others, if there are any. Raises UserError if the settings make no sense."""
-        if refusal := self.refusal():
+        if refusal := field_refusal(self) or self.conflict():
             raise UserError(refusal)
         if self.processes > 1:
             self._connect(self.coordinator, self.processes, self.process_id)

@@ -108,7 +108,7 @@ def import_npz(file: Path, run: Path, alphabet: str = "") -> list[Path]:
         arrays = [published_arrays(objects[f"weights_checkpoint_{index}"], recipe) for index in range(count)]
         if not arrays:
             raise UserError("it holds no weights_checkpoint_0")
-        if refusal := Recipe.from_json(recipe.to_json()).model.refusal() or recipe.data.refusal():
+        if refusal := Recipe.from_json(recipe.to_json()).model.conflict() or recipe.data.conflict():
             raise UserError(refusal)
         models = [_model(recipe, part) for part in arrays]
     except UserError as error:

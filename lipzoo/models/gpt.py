@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from lipzoo.config.fields import field_refusal
 from lipzoo.layers.activation import GELU, GroupSort, Identity, SquaredReLU, Tanh
 from lipzoo.layers.attention import Attention
 from lipzoo.layers.base import AbstractModule, Cache, Mask, Position
@@ -50,7 +51,7 @@ class GPT(AbstractModule):
     config: GPTConfig = eqx.field(static=True)
 
     def __init__(self, vocabulary: int, config: GPTConfig, *, cap: float = math.inf, key: PRNGKeyArray):
-        if refusal := config.refusal():
+        if refusal := field_refusal(config) or config.conflict():
             raise ValueError(f"there is no such GPT: {refusal}")
         if vocabulary < 1:
             raise ValueError(f"a GPT needs a vocabulary of at least 1, but was given {vocabulary}")

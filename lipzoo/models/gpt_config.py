@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from lipzoo.config.fields import choice_refusal, options
+from lipzoo.config.fields import options
+from lipzoo.config.ranges import Count, NonNegative, Positive, Range, Whole
 from lipzoo.layers.activation import GELU_DIVISOR
 from lipzoo.layers.normalization import NORM_EPSILON
 from lipzoo.layers.stack import Remat
@@ -37,28 +38,28 @@ class GPTConfig:
 
     architecture: Literal["gpt", "lipsformer"] = "gpt"
     """gpt, or the blocks of LipsFormer (Qi et al. 2023), whose temperature is --softmax-scale."""
-    depth: int = 3
+    depth: Count = 3
     """Blocks of attention and MLP."""
-    width: int = 256
+    width: Annotated[int, Range(2)] = 256
     """Features of a token."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads of a block."""
     granularity: Granularity = "head"
     """What caps and muon take for one matrix of q, k and v: each head, or the whole."""
-    softmax_scale: float = 1.0
+    softmax_scale: NonNegative = 1.0
     """Factor s on the attention logits; counts as 1 + 2s in the bound, as s + √(1 + s²) with --no-rotary."""
-    attention_scale: float = 1 / 3
+    attention_scale: Positive = 1 / 3
     """Factor on the output of attention with convex residuals; 1/(1 + 2s) makes it 1-Lipschitz at unit norms."""
-    relative_bias: int = 0
+    relative_bias: Annotated[int, Range(0, 4096)] = 0
     """Distances for which each head learns a bias on its attention logits; costs nothing in the bound; 0 for none."""
     rotary: bool = True
     """Rotate queries and keys by their positions; without, the bound is sharper, and positions are told apart by
     --relative-bias alone."""
-    residual_scale: float = 1.0
+    residual_scale: Positive = 1.0
     """Residuals are (1-α)x + αf(x) with α = this over twice the blocks."""
-    final_scale: float = 1.0
+    final_scale: Positive = 1.0
     """Fixed factor on the logits; counts in the bound."""
-    blocks_mass: float = 32.0
+    blocks_mass: Positive = 32.0
     """Mass of all blocks together in the modular norm, where embedding and head have 1 each."""
     zero_init: bool = True
     """Start the head and the last matrix of every branch at zero."""
@@ -68,51 +69,38 @@ class GPTConfig:
     """(1-α)x + αf(x), or x + f(x)."""
     qk_norm: bool = False
     """Normalize the queries and keys of every head."""
-    epsilon: float = NORM_EPSILON
+    epsilon: Positive = NORM_EPSILON
     """ε of normalization layers."""
     activation: Literal["gelu", "maxmin", "relu2"] = "gelu"
     """Nonlinearity of the MLPs: GELU/c; maxmin, which keeps norms; or max(x, 0)², steeper the larger its input."""
-    gelu_divisor: float = GELU_DIVISOR
+    gelu_divisor: Positive = GELU_DIVISOR
     """c of GELU/c; at 1.1290 and above it is 1-Lipschitz."""
-    logit_softcap: float = 0.0
+    logit_softcap: NonNegative = 0.0
     """c > 0 makes the logits c·tanh(z/c); 0 leaves them as they are."""
-    window: int = 0
+    window: Whole = 0
     """Tokens that attention looks back, itself among them; 0 for all."""
-    window_stages: int = 1
+    window_stages: Count = 1
     """Equal parts of the run in which the window grows to its full size; each is compiled anew."""
     separator: int = -1
     """Token that begins a document: tokens of different documents do not see one another; -1 for none."""
     remat: Remat = "products"
     """What the backward pass computes anew to save memory: nothing, all but products with weights, whole blocks."""
 
-    def refusal(self) -> str | None:
-        """Why there is no such model, or None."""
-        if refusal := choice_refusal(self):
-            return refusal
-        if self.depth < 1 or self.heads < 1:
-            return "--depth and --heads must be at least 1"
-        if self.width < 2 or self.width % (2 * self.heads):
+    def conflict(self) -> str | None:
+        """Which settings do not go together, or None."""
+        if self.width % (2 * self.heads):
             return f"--width must be divisible by {2 * self.heads}, twice the --heads, got {self.width}"
-        if not 0 < self.residual_scale <= 2 * self.depth:
-            return f"--residual-scale must be positive and at most {2 * self.depth}, got {self.residual_scale}"
-        if not 0 <= self.softmax_scale < math.inf:
-            return f"--softmax-scale must be at least 0 and finite, got {self.softmax_scale}"
-        if not 0 <= self.relative_bias <= 4096:
-            return f"--relative-bias must lie between 0 and 4096, got {self.relative_bias}"
-        for name in ("attention_scale", "final_scale", "blocks_mass", "epsilon", "gelu_divisor"):
-            if not 0 < getattr(self, name) < math.inf:
-                return f"--{name.replace('_', '-')} must be positive and finite, got {getattr(self, name)}"
-        if not 0 <= self.logit_softcap < math.inf:
-            return f"--logit-softcap must be at least 0 and finite, got {self.logit_softcap}"
-        if self.window < 0 or not 1 <= self.window_stages <= max(self.window, 1):
-            return f"--window must be at least 0, --window-stages at least 1 and at most --window {self.window}"
-        return self._lipsformer_refusal()
+        if self.residual_scale > 2 * self.depth:
+            return f"--residual-scale must be at most {2 * self.depth}, twice the --depth, got {self.residual_scale}"
+        if self.window_stages > max(self.window, 1):
+            return f"--window-stages must be at most --window {self.window}, got {self.window_stages}"
+        return self._lipsformer_conflict()
 
     def window_at(self, progress: float) -> int:
         """The window after a fraction `progress` < 1 of the run; 0 where all tokens are seen."""
         return math.ceil(self.window * (math.floor(progress * self.window_stages) + 1) / self.window_stages)
 
-    def _lipsformer_refusal(self) -> str | None:
+    def _lipsformer_conflict(self) -> str | None:
         """LipsFormer has its own normalization, residuals and activation."""
         default = GPTConfig()
         for name in OF_GPT:

@@ -3,13 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lipzoo.config.fields import choice_refusal, options
+from lipzoo.config.fields import field_refusal, options
+from lipzoo.config.ranges import Count, Fraction, Positive, Range
 from lipzoo.layers.activation import GELU, GroupSort, Identity, ReLU, Tanh
 from lipzoo.layers.base import AbstractModule
 from lipzoo.layers.compose import ConvexResidual, Sequential
@@ -78,7 +79,8 @@ class MLP(AbstractModule):
         if min(in_size, width, out_size, depth) < 1:
             sizes = f"{in_size}, {width}, {out_size}, depth={depth}"
             raise ValueError(f"an MLP needs sizes and a depth of at least 1, but was given {sizes}")
-        if refusal := MLPConfig(depth, width, activation, bias, residual, final_scale, zero_init).refusal():
+        config = MLPConfig(depth, width, activation, bias, residual, final_scale, zero_init)
+        if refusal := field_refusal(config) or config.conflict():
             raise ValueError(f"there is no such MLP: {refusal}")
         check_cap(cap)
         sizes = [in_size, *[width] * (depth - 1), out_size]
@@ -130,33 +132,23 @@ def _linear(
 class MLPConfig:
     """The part of a recipe that describes an MLP."""
 
-    depth: int = 3
+    depth: Annotated[int, Range(1, DEEPEST, why="since every layer is compiled by itself")] = 3
     """Matrices from the pixels to the logits."""
-    width: int = 256
+    width: Count = 256
     """Features of every hidden layer."""
     activation: Activation = "relu"
     """Nonlinearity; each is 1-Lipschitz (gelu is divided by 1.129)."""
     bias: bool = False
     """Add a bias to every layer."""
-    residual: float = 0.0
+    residual: Fraction = 0.0
     """α of a convex residual (1-α)x + αf(x) around each hidden width × width layer; 0 for none."""
-    final_scale: float = 1.0
+    final_scale: Positive = 1.0
     """Fixed factor on the logits; counts in the bound."""
     zero_init: bool = True
     """Start the last matrix at zero."""
 
-    def refusal(self) -> str | None:
-        """Why there is no such model, or None."""
-        if refusal := choice_refusal(self):
-            return refusal
-        if self.depth < 1 or self.width < 1:
-            return "--depth and --width must be at least 1"
-        if self.depth > DEEPEST:
-            return f"--depth must be at most {DEEPEST:,}, since every layer is compiled by itself, got {self.depth:,}"
-        if not 0 <= self.residual <= 1:
-            return f"--residual must lie between 0 and 1, got {self.residual}"
-        if not 0 < self.final_scale < math.inf:
-            return f"--final-scale must be positive and finite, got {self.final_scale}"
+    def conflict(self) -> str | None:
+        """Which settings do not go together, or None."""
         group = {"maxmin": 2, "groupsort": 8}.get(self.activation, 1)
         if self.depth > 1 and self.width % group:
             return f"--activation {self.activation} needs a --width divisible by {group}, got {self.width}"

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 
 from lipzoo.config.fields import options
 from lipzoo.config.overrides import number, override
+from lipzoo.config.ranges import NonNegative, Positive, Range, Whole
 from lipzoo.optim.hyper import Hyper, Number, rounded_down
 from lipzoo.optim.hyper import number as as_number
 from lipzoo.optim.muon import Spread, scale_by_muon, update_sup
@@ -24,8 +25,8 @@ LR_FLAG = "--lr-overrides"
 BETAS = ("beta1", "beta2", "momentum_start", "embedding_beta1")
 NUMBERS = ("lr", "lr_overrides", "weight_decay", *BETAS)
 """Settings in which runs of one compiled step may differ."""
-LARGEST_BETA = 0.99999
-"""Beyond it 1 - β loses its digits in float32."""
+Beta = Annotated[float, Range(0, 0.99999)]
+"""Beyond its upper end 1 - β loses its digits in float32."""
 
 
 @options
@@ -35,23 +36,23 @@ class OptimizerConfig:
 
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: orthogonalized momentum, whose step has a known norm; adamw: Adam without bias correction."""
-    lr: float = 0.1
+    lr: Positive = 0.1
     """Peak learning rate. Muon's step moves a layer by lr × its share in RMS→RMS norm."""
     lr_overrides: tuple[str, ...] = ()
     """LAYER=RATE pairs: learning rates of single layers, instead of --lr times their share; LAYER may be a pattern."""
-    beta1: float = 0.9
+    beta1: Beta = 0.9
     """Momentum."""
-    momentum_start: float = 0.85
+    momentum_start: Beta = 0.85
     """Momentum of muon's first step where there is a --momentum-warmup."""
-    momentum_warmup: int = 0
+    momentum_warmup: Whole = 0
     """Steps over which muon's momentum rises linearly from --momentum-start to --beta1."""
     embedding_adam: bool = False
     """Move the embedding by Adam, under muon for all others."""
-    embedding_beta1: float = 0.8
+    embedding_beta1: Beta = 0.8
     """Momentum of the embedding's Adam."""
-    beta2: float = 0.95
+    beta2: Beta = 0.95
     """Second-moment decay of AdamW."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """λ: each step multiplies a weight by 1 - λ·lr·share first."""
     nesterov: bool = False
     """Nesterov momentum, for muon."""
@@ -59,11 +60,11 @@ class OptimizerConfig:
     """Orthogonalizing polynomial of muon."""
     msign_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of muon's orthogonalization."""
-    embed_inflation: float = 16.0
+    embed_inflation: Annotated[float, Range(1)] = 16.0
     """Largest factor by which muon enlarges the momentum of a rare token's embedding."""
     schedule: Schedule = "linear"
     """Shape of the learning rate over the steps."""
-    warmup_steps: int = 0
+    warmup_steps: Whole = 0
     """Steps over which the learning rate first rises linearly."""
 
     def update_sup(self, weight: Weight) -> float:
@@ -104,21 +105,10 @@ class OptimizerConfig:
             shares={name: as_number(share) for name, share in shares.items()},
         )
 
-    def refusal(self, steps: int) -> str | None:
-        """Why there is no such optimizer, or None."""
-        if not 0 < self.lr < math.inf:
-            return f"--lr must be positive and finite, got {self.lr}"
-        for name in BETAS:
-            if not 0 <= getattr(self, name) <= LARGEST_BETA:
-                return f"--{name.replace('_', '-')} must lie between 0 and {LARGEST_BETA}, got {getattr(self, name)}"
-        if self.momentum_warmup < 0:
-            return f"--momentum-warmup must be at least 0, got {self.momentum_warmup}"
-        if not 0 <= self.weight_decay < math.inf:
-            return f"--weight-decay must be at least 0 and finite, got {self.weight_decay}"
-        if not 1 <= self.embed_inflation < math.inf:
-            return f"--embed-inflation must be at least 1 and finite, got {self.embed_inflation}"
-        if not 0 <= self.warmup_steps < steps:
-            return f"--warmup-steps must be at least 0 and below --steps {steps}, got {self.warmup_steps}"
+    def conflict(self, steps: int) -> str | None:
+        """Which settings do not go together, or None."""
+        if self.warmup_steps >= steps:
+            return f"--warmup-steps must be below --steps {steps}, got {self.warmup_steps}"
         if self.polynomial == "polar-express" and self.msign_dtype == "bfloat16":
             return "--polynomial polar-express diverges in bfloat16: choose another, or --msign-dtype float32"
         for name in ("nesterov", "momentum_warmup", "embedding_adam", "lr_overrides"):

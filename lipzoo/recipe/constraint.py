@@ -4,6 +4,7 @@ import dataclasses
 
 from lipzoo.config.fields import options
 from lipzoo.config.overrides import number, override
+from lipzoo.config.ranges import Fraction
 from lipzoo.constraints import (
     CONSTRAINTS,
     Constraint,
@@ -35,7 +36,7 @@ class ConstraintConfig:
     """LAYER=CONSTRAINT pairs for single layers; LAYER may be a pattern, as in 'layers.*=svd-cap'."""
     sigma_max_overrides: tuple[str, ...] = ()
     """LAYER=CAP pairs for single layers."""
-    spectral_wd: float = 0.1
+    spectral_wd: Fraction = 0.1
     """Fraction of the largest singular value that spectral-weight-decay takes off each step."""
     project_dtype: Precision = "float32"
     """Precision of the matrix products of soft-cap, stiefel and hard-cap-poly (the others keep to float32); for

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from lipzoo.config.fields import number_refusal
+from lipzoo.config.fields import field_refusal
 from lipzoo.config.overrides import override_refusal
 from lipzoo.constraints import WeightDecay
 from lipzoo.data import DataConfig, TextConfig, TokensConfig
@@ -42,7 +42,7 @@ CAPS = (1e-6, 1e6)
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the outcome of a run. `refusal` says what is wrong with one."""
+    """Everything that decides the outcome of a run. `check` says what is wrong with one."""
 
     name: str = "digits_mlp"
     """Folder of the runs."""
@@ -56,15 +56,15 @@ class Recipe:
     def check(self) -> None:
         """Raises UserError, in one sentence that names the flag, if the recipe cannot be run or keep its promise."""
         refusal = (
-            number_refusal(self)
+            field_refusal(self)
             or self._name_refusal()
-            or self.model.refusal()
-            or self.data.refusal()
-            or self.training.refusal(self.data.batch_size)
-            or self.optimizer.refusal(self.training.steps)
+            or self.model.conflict()
+            or self.data.conflict()
+            or self.training.conflict(self.data.batch_size)
+            or self.optimizer.conflict(self.training.steps)
             or memory_refusal(self.model, self.complete().data, self.training.accum_steps)
             or self._constraint_refusal()
-            or (self.ebc.refusal(self.complete().abstract_model()) if self.ebc.enable else None)
+            or (self.ebc.conflict(self.complete().abstract_model()) if self.ebc.enable else None)
         )
         if refusal:
             raise UserError(refusal)
@@ -123,7 +123,7 @@ class Recipe:
             raise UserError(f"{unlike}: {error}") from error
         if unknown := sorted(_fields(value) - _fields(recipe.to_json())):
             raise UserError(f"{unlike}: it has other settings: {', '.join(unknown[:3])}")
-        if refusal := number_refusal(recipe):
+        if refusal := field_refusal(recipe):
             raise UserError(f"the stored recipe cannot be used: {refusal}")
         return recipe
 
@@ -154,8 +154,6 @@ class Recipe:
         )
         if any(refusals):
             return next(filter(None, refusals))
-        if not 0 <= config.spectral_wd <= 1:
-            return f"--spectral-wd must lie between 0 and 1, got {config.spectral_wd}"
         return next((r for w in weights(self.optimizer.shares(free)) if (r := self._weight_refusal(w))), None)
 
     def _weight_refusal(self, weight: Weight) -> str | None:

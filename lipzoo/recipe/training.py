@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from typing import Annotated
 
 from lipzoo.config.fields import options
+from lipzoo.config.ranges import Count, Range, Seed, Whole
 from lipzoo.devices.mesh import mesh_shape
 from lipzoo.theory.precision import Precision
 
@@ -16,27 +18,27 @@ AT_ONCE = 65_536
 class TrainingConfig:
     """The part of a recipe that describes the run."""
 
-    steps: int = 2000
+    steps: Count = 2000
     """Optimizer steps."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range(0, 1e6, open_low=True)] = 1.0
     """The training loss is the cross-entropy of temperature × logits; the model and its bound are without it."""
-    accum_steps: int = 1
+    accum_steps: Whole = 1
     """Parts that a batch is computed in, one after the other, to save memory; 0 for as many as keep a device at 65,536
     tokens or images at once."""
     model_dtype: Precision = "float32"
     """Precision of forward and backward; weights and optimizer stay in float32. For float8_e4m3fn weights are rounded
     to it, each matrix scaled by a power of two, and computed with in bfloat16."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first weights, the batches and random labels."""
     mesh: str = "1"
     """Devices: 8 share each batch, 4x2 also hold each weight in 2 parts (data × FSDP)."""
-    log_interval: int = 50
+    log_interval: Count = 50
     """Steps between lines of metrics.jsonl."""
-    val_interval: int = 500
+    val_interval: Count = 500
     """Steps between validations on the whole test split."""
-    save_interval: int = 500
+    save_interval: Count = 500
     """Steps between checkpoints."""
-    keep: int = 2
+    keep: Count = 2
     """Newest checkpoints to keep, beside the best."""
     tensorboard: bool = False
     """Write TensorBoard files into the run (pip install 'lipzoo[tensorboard]')."""
@@ -56,19 +58,10 @@ class TrainingConfig:
         """How many devices share each batch."""
         return math.prod(mesh_shape(self.mesh) or (1,))
 
-    def refusal(self, batch_size: int) -> str | None:
-        """Why there is no such run, or None."""
+    def conflict(self, batch_size: int) -> str | None:
+        """Which settings do not go together, or None."""
         if mesh_shape(self.mesh) is None:
             return f"--mesh takes a number of devices such as 8, or data × FSDP such as 4x2, got {self.mesh!r}"
-        if self.accum_steps < 0:
-            return f"--accum-steps must be at least 0, got {self.accum_steps}"
-        for name in ("steps", "log_interval", "val_interval", "save_interval", "keep"):
-            if getattr(self, name) < 1:
-                return f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
-        if not 0 < self.temperature <= 1e6:
-            return f"--temperature must be positive and at most a million, got {self.temperature}"
-        if not 0 <= self.seed < 2**32:
-            return f"--seed must be between 0 and 4,294,967,295, got {self.seed}"
         if batch_size % (max(self.accum_steps, 1) * self.devices):
             parts = f"--accum-steps {self.accum_steps} × " if self.accum_steps else ""
             return f"--batch-size {batch_size} is not divisible by {parts}--mesh {self.mesh}"

@@ -135,7 +135,7 @@ def read_recipe(step: Path) -> Recipe:
         recipe = Recipe.from_json(about["recipe"], about["lipzoo"])
     except UserError as error:
         raise UserError(f"cannot use the checkpoint {step}: {error}") from error
-    if refusal := recipe.model.refusal():
+    if refusal := recipe.model.conflict():
         raise UserError(f"cannot use the checkpoint {step}: there is no model of its recipe: {refusal}")
     return recipe
 

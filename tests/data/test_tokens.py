@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from lipzoo.config.fields import field_refusal
 from lipzoo.data import TokensConfig
 from lipzoo.data.batches import Shuffle
 from lipzoo.data.tokens import ShuffledWindows
@@ -133,8 +134,8 @@ def test_missing_validation_shards_are_told(folder):
 
 @pytest.mark.parametrize("name", ["batch_size", "seq_len", "train_shards", "val_tokens"])
 def test_impossible_settings_are_refused(name):
-    assert config().refusal() is None
-    assert config(**{name: 0}).refusal() == f"--{name.replace('_', '-')} must be at least 1, got 0"
+    assert field_refusal(config()) is None
+    assert field_refusal(config(**{name: 0})) == f"--{name.replace('_', '-')} must be at least 1, got 0"
 
 
 def test_the_vocabulary_is_padded():

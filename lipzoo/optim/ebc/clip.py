@@ -51,7 +51,7 @@ import optax
 from jaxtyping import Array, Bool
 
 from lipzoo.optim.ebc.config import EBCConfig
-from lipzoo.optim.ebc.control import Count
+from lipzoo.optim.ebc.control import Clock
 from lipzoo.optim.ebc.divergence import fisher_variance, mean_kl
 from lipzoo.optim.ebc.layers import layer_budget, layer_table, refreshed, size_of_change, step_norms
 from lipzoo.optim.ebc.state import EBCState, LogitsFn, Scalar
@@ -92,7 +92,7 @@ def clip_by_predictions(config: EBCConfig) -> optax.GradientTransformationExtraA
         params: Any = None,
         *,
         hyper: Hyper,
-        clock: Count,
+        clock: Clock,
         lr: Scalar,
         fraction: Scalar,
         logits_fn: LogitsFn,
@@ -185,7 +185,7 @@ def _measure(config: EBCConfig, logits_fn: LogitsFn, params: Any, step: Any, sta
 
 
 def _control(
-    config: EBCConfig, state: EBCState, now: Count, target: Scalar, measure: Callable[[], tuple[Scalar, Scalar]]
+    config: EBCConfig, state: EBCState, now: Clock, target: Scalar, measure: Callable[[], tuple[Scalar, Scalar]]
 ) -> EBCState:
     """Measures where it is due, and lets the loops act on what was measured."""
     controller = config.controller

@@ -1,27 +1,28 @@
 """The part of a recipe that describes the trust region."""
 
 import dataclasses
-import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from lipzoo.config.fields import prefixed_options
+from lipzoo.config.ranges import Count, NonNegative, Positive, Range, Whole
 from lipzoo.optim.ebc.control import ControllerConfig, GuardConfig, SurrogateConfig
 from lipzoo.theory.weight import weights
 
 Aggregate = Literal["l1", "l2", "exact"]
 PROBE_FRACTION = 32
 """The probe is this part of a batch unless told otherwise: per token, a JVP costs about as much as a training step."""
-MOST_REFINED = 16
 
 
+@prefixed_options
 @dataclasses.dataclass(frozen=True)
 class EBCConfig:
     """The part of a recipe that describes the trust region. Options of β are not for `exact`."""
 
     enable: bool = False
     """Limit every step's effect on the predictions."""
-    target_kl: float = 0.05
+    target_kl: Positive = 0.05
     """δ: the KL divergence between predictions before and after the optimizer's step (decay and constraint not
     counted), in nats per token of the probe: the most that exact allows, what l1 and l2 aim below."""
     target_schedule: Literal["constant", "lr"] = "constant"
@@ -29,51 +30,40 @@ class EBCConfig:
     aggregate: Aggregate = "l1"
     """l1, l2: the published budgets over layers, estimates that keep no limit; exact: one derivative along the whole
     update, and a measurement that holds every step within the target."""
-    update_every: int = 20
+    update_every: Count = 20
     """Steps between measurements: of β for some layers, and of the applied KL."""
-    probe_layers: int = 2
+    probe_layers: Count = 2
     """Layers whose β is measured each time, in turn."""
-    beta_ema: float = 0.9
+    beta_ema: Annotated[float, Range(0, 1, open_high=True)] = 0.9
     """Weight of the old β in the moving average."""
-    beta_huber_delta: float = 0.0
+    beta_huber_delta: NonNegative = 0.0
     """Largest change that a measurement may ask of β; 0 for no limit."""
-    beta_full_sweep: int = 200
+    beta_full_sweep: Count = 200
     """Steps between measurements of all layers; in the first of these periods also at steps 0, 1, 2, 4, 8, …."""
-    safety: float = 1.05
+    safety: Positive = 1.05
     """Factor on β."""
     center_logits: bool = True
     """Take the mean over classes off the change of each token's logits before its norm."""
-    refine: int = 0
+    refine: Annotated[int, Range(0, 16, why="since each is a forward pass")] = 0
     """For exact: how often each step corrects c, up or down, by the divergence that it really causes, before it is held
     within the target; once costs a forward pass of the probe."""
     include_embed_out: bool = False
     """Count embedding and head as layers too; exact always takes the whole update."""
-    probe_tokens: int = 0
+    probe_tokens: Whole = 0
     """Tokens (or images) of the batch that form the probe; 0 for 1/32 of the batch."""
     controller: ControllerConfig = ControllerConfig()
     guard: GuardConfig = GuardConfig()
     surrogate: SurrogateConfig = SurrogateConfig()
 
-    def refusal(self, model: Any) -> str | None:
-        """Why this model cannot be trained so, or None."""
+    def conflict(self, model: Any) -> str | None:
+        """Which settings do not go together, or with this model, or None."""
         if not self.enable:
             return None
-        if not self.target_kl > 0:
-            return f"--ebc.target-kl must be positive, got {self.target_kl}"
-        for name in ("update_every", "probe_layers", "beta_full_sweep"):
-            if getattr(self, name) < 1:
-                return f"--ebc.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
-        if not 0 <= self.beta_ema < 1 or not 0 <= self.beta_huber_delta < math.inf:
-            return "--ebc.beta-ema must lie between 0 and 1, and --ebc.beta-huber-delta be at least 0 and finite"
-        if not 0 < self.safety < math.inf or self.probe_tokens < 0 or self.refine < 0:
-            return "--ebc.safety must be positive and finite, --ebc.probe-tokens and --ebc.refine at least 0"
-        if self.refine > MOST_REFINED:
-            return f"--ebc.refine must be at most {MOST_REFINED}: every time is a forward pass, got {self.refine}"
         if self.refine and self.aggregate != "exact":
             return "--ebc.refine is for --ebc.aggregate exact"
         if self.aggregate != "exact" and not layer_table(self, model):
             return "--ebc.aggregate l1 and l2 find no layer but embedding and head: add --ebc.include-embed-out"
-        return self.controller.refusal(self.target_kl) or self.guard.refusal() or self.surrogate.refusal()
+        return self.controller.conflict(self.target_kl)
 
     def probe_shape(self, examples: int, tokens: int) -> tuple[int, int]:
         """Examples and tokens of each that the probe takes from a batch of so many examples of so many tokens."""

@@ -1,43 +1,44 @@
 """What corrects Ellipsotope-Budgeted Clipping by the divergence that its steps really cause: three optional loops."""
 
 import dataclasses
-import math
+from typing import Annotated
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lipzoo.config.fields import prefixed_options
+from lipzoo.config.ranges import Count, NonNegative, Part, Positive, Range, Whole
+
 Scalar = Float[Array, ""]
-Count = Int[Array, ""]
+Clock = Int[Array, ""]
+AtLeastOne = Annotated[float, Range(1)]
 
 
+@prefixed_options
 @dataclasses.dataclass(frozen=True)
 class ControllerConfig:
     """A proportional-integral controller of δ: with e = δ* - KL, log δ ← log δ + kp·e + ki·EMA(e)."""
 
     enable: bool = False
     """Move δ until the measured KL is the target."""
-    period: int = 20
+    period: Count = 20
     """Steps between measurements."""
-    kp: float = 0.15
+    kp: NonNegative = 0.15
     """Proportional gain, per nat."""
-    ki: float = 0.02
+    ki: NonNegative = 0.02
     """Integral gain, per nat."""
-    halflife: float = 250.0
+    halflife: Positive = 250.0
     """Steps in which the moving average of the error forgets half."""
-    delta_min: float = 0.01
+    delta_min: Positive = 0.01
     """Smallest δ, in nats per token."""
-    delta_max: float = 0.30
+    delta_max: Positive = 0.30
     """Largest δ, in nats per token."""
 
-    def refusal(self, target_kl: float) -> str | None:
-        """Why there is no such controller, or None."""
+    def conflict(self, target_kl: float) -> str | None:
+        """Which settings do not go together, or None."""
         if not self.enable:
             return None
-        if self.period < 1 or not 0 < self.halflife < math.inf:
-            return "--ebc.controller.period and --ebc.controller.halflife must be at least 1 and positive"
-        if not (0 <= self.kp < math.inf and 0 <= self.ki < math.inf):
-            return "--ebc.controller.kp and --ebc.controller.ki must be at least 0 and finite"
-        if not 0 < self.delta_min <= target_kl <= self.delta_max:
+        if not self.delta_min <= target_kl <= self.delta_max:
             return (
                 f"--ebc.target-kl {target_kl:g} must lie between --ebc.controller.delta-min {self.delta_min:g} "
                 f"and --ebc.controller.delta-max {self.delta_max:g}"
@@ -53,40 +54,32 @@ class ControllerConfig:
         return jnp.clip(moved, self.delta_min, self.delta_max), error
 
 
+@prefixed_options
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
     """Shrinks τ where the budget was too small, ρ = ‖Δz‖/(c·S) > 1, and lets it recover."""
 
     enable: bool = False
     """Shrink τ where a step moved the logits further than its budget."""
-    warmup: int = 100
+    warmup: Whole = 100
     """Steps before it acts."""
-    floor: float = 0.05
+    floor: Part = 0.05
     """Smallest factor on τ."""
-    max_shrink: float = 4.0
+    max_shrink: AtLeastOne = 4.0
     """τ shrinks at most by so much at a measurement."""
-    recover: float = 1.10
+    recover: AtLeastOne = 1.10
     """τ grows by so much at a measurement without excess, up to its full size."""
-    exponent: float = 0.5
+    exponent: NonNegative = 0.5
     """τ shrinks by ρ to the minus this."""
 
-    def refusal(self) -> str | None:
-        """Why there is no such guard, or None."""
-        if not self.enable:
-            return None
-        if self.warmup < 0 or not 0 < self.floor <= 1:
-            return "--ebc.guard.warmup must be at least 0, and --ebc.guard.floor lie between 0 and 1"
-        if not (1 <= self.max_shrink < math.inf and 1 <= self.recover < math.inf and 0 <= self.exponent < math.inf):
-            return "--ebc.guard.max-shrink and --ebc.guard.recover must be at least 1, --ebc.guard.exponent at least 0"
-        return None
-
-    def __call__(self, scale: Scalar, rho: Scalar, count: Count) -> Scalar:
+    def __call__(self, scale: Scalar, rho: Scalar, count: Clock) -> Scalar:
         """The next factor on τ."""
         shrunk = scale * jnp.maximum(rho**-self.exponent, 1 / self.max_shrink)
         moved = jnp.clip(jnp.where(rho > 1, shrunk, scale * self.recover), self.floor, 1.0)
         return jnp.where(count >= self.warmup, moved, scale)
 
 
+@prefixed_options
 @dataclasses.dataclass(frozen=True)
 class SurrogateConfig:
     """Multiplies S by a moving average of ρ: what the budget would have had to be.
@@ -96,31 +89,18 @@ class SurrogateConfig:
 
     enable: bool = False
     """Rescale S by what steps really did."""
-    beta: float = 0.2
+    beta: Part = 0.2
     """Weight of the newest ρ in the moving average."""
-    exponent: float = 1.0
+    exponent: NonNegative = 1.0
     """S is multiplied by the average to this power."""
-    floor: float = 0.25
+    floor: Part = 0.25
     """Smallest ρ that counts."""
-    ceiling: float = 8.0
+    ceiling: AtLeastOne = 8.0
     """Largest ρ that counts."""
-    warmup: int = 0
+    warmup: Whole = 0
     """Steps before it acts."""
 
-    def refusal(self) -> str | None:
-        """Why there is no such calibration, or None."""
-        if not self.enable:
-            return None
-        if not 0 < self.beta <= 1 or self.warmup < 0:
-            return "--ebc.surrogate.beta must lie between 0 and 1, and --ebc.surrogate.warmup be at least 0"
-        if not (0 < self.floor <= 1 <= self.ceiling < math.inf and 0 <= self.exponent < math.inf):
-            return (
-                "--ebc.surrogate.floor must lie between 0 and 1, --ebc.surrogate.ceiling be at least 1 and finite, "
-                "and --ebc.surrogate.exponent at least 0"
-            )
-        return None
-
-    def __call__(self, average: Scalar, rho: Scalar, count: Count) -> Scalar:
+    def __call__(self, average: Scalar, rho: Scalar, count: Clock) -> Scalar:
         """The next moving average of ρ; a ρ that is not finite says nothing."""
         moved = (1 - self.beta) * average + self.beta * jnp.clip(rho, self.floor, self.ceiling)
         return jnp.where((count >= self.warmup) & jnp.isfinite(rho), moved, average)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lipzoo.optim.ebc.config import EBCConfig, layer_table
-from lipzoo.optim.ebc.control import Count
+from lipzoo.optim.ebc.control import Clock
 from lipzoo.optim.ebc.state import EBCState, LogitsFn, Scalar
 from lipzoo.theory.weight import Weight, map_weights, weights
 
@@ -44,7 +44,7 @@ def size_of_change(config: EBCConfig, change: Float[Array, "tokens classes"]) ->
 
 
 def refreshed(
-    config: EBCConfig, state: EBCState, now: Count, logits_fn: LogitsFn, params: Any, step: Any
+    config: EBCConfig, state: EBCState, now: Clock, logits_fn: LogitsFn, params: Any, step: Any
 ) -> Float[Array, " layers"]:
     """β after this step's measurements: none, a few layers in turn, or all of them.
 
