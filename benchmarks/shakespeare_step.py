@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks import benchmark
 from lipzoo.certify.certificate import Certificate
 from lipzoo.data import TextConfig
-from lipzoo.data.text import TextSource
+from lipzoo.data.text import TextName
 from lipzoo.devices.mesh import make_mesh
 from lipzoo.models import GPT, GPTConfig
 from lipzoo.recipe.recipe import Recipe
@@ -47,7 +47,7 @@ class CommandLine:
     """Parts that the batch is computed in."""
     model_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of forward and backward."""
-    data: TextSource = "shakespeare"
+    data: TextName = "shakespeare"
     """What the GPT reads."""
     batch_size: int = RECIPE.data.batch_size
     """Windows a step."""

@@ -30,11 +30,18 @@ def prefixed_options(config: type[Config]) -> type[Config]:
 
 
 def _flags(config: type[Config], *, prefix: bool) -> type[Config]:
-    for name, kind in config.__annotations__.items():
+    for name in {field.name for field in dataclasses.fields(config)} & set(config.__annotations__):  # pyright: ignore
+        kind = config.__annotations__[name]
         within = range_of(kind)
         hint = None if within is None else functools.partial("(default: {1}; {0})".format, str(within).replace(",", ""))
         config.__annotations__[name] = Annotated[kind, arg(prefix_name=prefix, help_behavior_hint=hint)]
     return config
+
+
+def taken(kind: type, config: Any) -> dict[str, Any]:
+    """What a dataclass takes of the fields of a configuration, which are called as its own, or as `option` says."""
+    names = {field.name: field.metadata.get("option", field.name) for field in dataclasses.fields(kind)}
+    return {name: getattr(config, option) for name, option in names.items()}
 
 
 def flag(name: str, prefix: str = "") -> str:
@@ -49,8 +56,9 @@ def field_refusal(config: Any, prefix: str = "") -> str | None:
     Looks at all fields of the dataclass and of those inside it, whether they are in use or not: what is stored must be
     readable as JSON, and a number that does nothing today does something when its part is turned on.
     """
-    for name, kind in typing.get_type_hints(type(config), include_extras=True).items():
-        value = getattr(config, name)
+    kinds = typing.get_type_hints(type(config), include_extras=True)
+    for name in (field.name for field in dataclasses.fields(config)):
+        value, kind = getattr(config, name), kinds[name]
         if dataclasses.is_dataclass(value):
             refusal = field_refusal(value, f"{prefix}{name}." if name in PREFIXED else prefix)
         else:
@@ -65,7 +73,8 @@ def _refusal(name: str, value: Any, kind: Any) -> str | None:
     if typing.get_origin(plain) is typing.Literal and value not in (choices := typing.get_args(plain)):
         return f"{name} must be one of {', '.join(map(str, choices))}, got {value!r:.40}"
     if isinstance(value, tuple):
-        return next((r for part in value if (r := _number_refusal(name, part))), None)
+        item = next(iter(typing.get_args(plain)), Any)
+        return next((r for part in value if (r := _refusal(name, part, item))), None)
     within = range_of(kind)
     return _number_refusal(name, value, within.high if within else 0) or (within and within.refusal(name, value))
 

@@ -1,6 +1,6 @@
 """Constraints on singular values: one idea a file, each a pure map matrix → matrix."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lipzoo.constraints.base import Constraint as Constraint
 from lipzoo.constraints.base import Step as Step
@@ -15,20 +15,7 @@ from lipzoo.constraints.svd_cap import SvdCap as SvdCap
 from lipzoo.constraints.top_value import SpectralHammer as SpectralHammer
 from lipzoo.constraints.top_value import SpectralWeightDecay as SpectralWeightDecay
 
-ConstraintName = Literal[
-    "none",
-    "weight-decay",
-    "spectral-weight-decay",
-    "spectral-normalize",
-    "stiefel",
-    "spectral-hammer",
-    "soft-cap",
-    "hard-cap",
-    "hard-cap-poly",
-    "svd-cap",
-]
-
-CONSTRAINTS: dict[ConstraintName, type[Constraint]] = {
+CONSTRAINTS: dict[str, type[Constraint]] = {
     "none": Unconstrained,
     "weight-decay": WeightDecay,
     "spectral-weight-decay": SpectralWeightDecay,
@@ -40,3 +27,8 @@ CONSTRAINTS: dict[ConstraintName, type[Constraint]] = {
     "hard-cap-poly": HardCapPoly,
     "svd-cap": SvdCap,
 }
+
+if TYPE_CHECKING:
+    ConstraintName = str
+else:
+    ConstraintName = Literal[tuple(CONSTRAINTS)]

@@ -46,7 +46,7 @@ class SpectralWeightDecay(Constraint):
     the learning rate either.
     """
 
-    rate: float = 0.1
+    rate: float = dataclasses.field(default=0.1, metadata={"option": "spectral_wd"})
     caps: ClassVar[bool] = False
     guarantees: ClassVar[bool] = False
 

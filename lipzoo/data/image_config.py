@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -12,20 +12,34 @@ from numpy.typing import ArrayLike
 from lipzoo.config.fields import options
 from lipzoo.config.ranges import Count, Fraction, Range
 from lipzoo.data import cifar10, digits
+from lipzoo.data.config import AbstractDataConfig
 from lipzoo.data.images import Augment, Form, Images, as_pixels, randomize_labels
 
-Source = Literal["digits", "cifar10"]
-SOURCES: Mapping[Source, Callable[[], Images]] = {"digits": digits.load_digits, "cifar10": cifar10.load_cifar10}
-FORMS: Mapping[Source, Form] = {"digits": digits.FORM, "cifar10": cifar10.FORM}
-"""What is known of each source without its data, so that a model can be built and run without them."""
+
+class ImageSource(NamedTuple):
+    """What loads images, and what is known of them before, so that a model can be built and run without them."""
+
+    load: Callable[[], Images]
+    form: Form
+
+
+SOURCES: dict[str, ImageSource] = {
+    "digits": ImageSource(digits.load_digits, digits.FORM),
+    "cifar10": ImageSource(cifar10.load_cifar10, cifar10.FORM),
+}
+
+if TYPE_CHECKING:
+    SourceName = str
+else:
+    SourceName = Literal[tuple(SOURCES)]
 
 
 @options
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(AbstractDataConfig):
     """The part of a recipe that describes the data."""
 
-    data: Source = "digits"
+    data: SourceName = "digits"
     """Where images come from: digits is embedded, cifar10 is downloaded into the cache."""
     batch_size: Count = 512
     """Images a step, over all devices."""
@@ -36,39 +50,34 @@ class DataConfig:
     randomize_labels: Fraction = 0.0
     """Fraction of the training labels that is replaced by random ones."""
 
-    def conflict(self) -> None:
-        """All settings go together."""
-
     @property
     def unit(self) -> tuple[str, int]:
         """What speed is counted in, and how many there are in an example."""
         return "images", 1
 
-    def complete(self) -> "DataConfig":
-        """This: nothing has to be read from the data before a model can be built."""
-        return self
-
     @property
     def sizes(self) -> tuple[int, int]:
         """Pixels, classes."""
-        form = FORMS[self.data]
+        form = SOURCES[self.data].form
         return math.prod(form.shape), form.classes
+
+    @property
+    def example_bytes(self) -> int:
+        """A byte a pixel."""
+        return self.sizes[0]
 
     @property
     def white(self) -> int:
         """The pixel value that models see as 1."""
-        return FORMS[self.data].white
+        return SOURCES[self.data].form.white
 
     def as_pixels(self, images: ArrayLike) -> Float[np.ndarray, "n pixels"]:
         """Images of this source as models see them (see `lipzoo.data.images.as_pixels`)."""
-        return as_pixels(images, FORMS[self.data])
-
-    def tokenizer(self) -> None:
-        """Images have no tokens."""
+        return as_pixels(images, SOURCES[self.data].form)
 
     def load(self, seed: int) -> Images:
         """The images, with labels randomized and random changes as asked for."""
-        images = SOURCES[self.data]()
+        images = SOURCES[self.data].load()
         if self.random_flip or self.random_shift:
             augment = Augment(images.shape, self.random_flip, self.random_shift)
             images = dataclasses.replace(images, augment=augment)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -10,6 +10,7 @@ from jaxtyping import Int
 from lipzoo.config.fields import options
 from lipzoo.config.ranges import Count
 from lipzoo.data.batches import ALL, Batch, Split, iterate
+from lipzoo.data.config import AbstractDataConfig
 from lipzoo.data.download import cache_dir, fetch
 from lipzoo.data.synthetic import load_synthetic
 from lipzoo.system.errors import UserError
@@ -25,8 +26,6 @@ PUBLISHED_WINDOWS = 20 * 64
 SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """The characters of tiny Shakespeare, known without the text, so that a recipe can be checked before a download."""
 
-TextSource = Literal["shakespeare", "pydoc", "synthetic"]
-
 
 def load_shakespeare() -> str:
     """The 1,115,394 characters of Karpathy's tiny Shakespeare, downloaded into the cache if they are not there."""
@@ -40,11 +39,23 @@ def load_pydoc() -> str:
     return "\n".join(topics[name] for name in sorted(topics))
 
 
-TEXTS: dict[TextSource, Callable[[], str]] = {
-    "shakespeare": load_shakespeare,
-    "pydoc": load_pydoc,
-    "synthetic": load_synthetic,
+class TextSource(NamedTuple):
+    """What loads a text, and its characters if they are known before."""
+
+    load: Callable[[], str]
+    alphabet: str = ""
+
+
+TEXTS: dict[str, TextSource] = {
+    "shakespeare": TextSource(load_shakespeare, SHAKESPEARE),
+    "pydoc": TextSource(load_pydoc),
+    "synthetic": TextSource(load_synthetic),
 }
+
+if TYPE_CHECKING:
+    TextName = str
+else:
+    TextName = Literal[tuple(TEXTS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +156,10 @@ class Text:
 
 @options
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextConfig(AbstractDataConfig):
     """The part of a recipe that describes a text."""
 
-    data: TextSource = "pydoc"
+    data: TextName = "pydoc"
     """Where the text comes from: pydoc and synthetic are embedded, shakespeare is downloaded into the cache."""
     batch_size: Count = 64
     """Windows a step, over all devices."""
@@ -172,17 +183,18 @@ class TextConfig:
         """This with the alphabet of the text, so that a checkpoint holds its own tokenizer."""
         if self.alphabet:
             return self
-        alphabet = SHAKESPEARE if self.data == "shakespeare" else "".join(sorted(set(TEXTS[self.data]())))
-        return dataclasses.replace(self, alphabet=alphabet)
-
-    @property
-    def white(self) -> None:
-        """Tokens have no brightest value."""
+        source = TEXTS[self.data]
+        return dataclasses.replace(self, alphabet=source.alphabet or "".join(sorted(set(source.load()))))
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Tokens in, tokens out."""
         return len(self.alphabet), len(self.alphabet)
+
+    @property
+    def example_bytes(self) -> int:
+        """An int32 a token."""
+        return 4 * self.seq_len
 
     def tokenizer(self) -> Characters:
         """Characters to tokens and back."""
@@ -190,7 +202,7 @@ class TextConfig:
 
     def load(self, seed: int) -> Text:
         """The tokens of the text."""
-        tokens = self.tokenizer().encode(TEXTS[self.data]())
+        tokens = self.tokenizer().encode(TEXTS[self.data].load())
         train, test = np.split(tokens, [int(TRAIN_FRACTION * len(tokens))])
         if len(train) <= self.seq_len:
             raise UserError(f"--seq-len {self.seq_len} is longer than the text of {len(train)} characters")

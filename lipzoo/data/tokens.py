@@ -16,6 +16,7 @@ from lipzoo.config.fields import options
 from lipzoo.config.ranges import Count
 from lipzoo.data import bpe, fineweb
 from lipzoo.data.batches import ALL, Batch, Shuffle, Split, iterate
+from lipzoo.data.config import AbstractDataConfig
 from lipzoo.data.download import cache_dir
 from lipzoo.data.text import windows
 from lipzoo.system.errors import UserError
@@ -138,7 +139,7 @@ class Tokens:
 
 @options
 @dataclasses.dataclass(frozen=True)
-class TokensConfig:
+class TokensConfig(AbstractDataConfig):
     """The part of a recipe that describes token shards."""
 
     data: str = fineweb.FOLDER
@@ -152,26 +153,20 @@ class TokensConfig:
     val_tokens: Count = 10_485_760
     """Tokens to predict in a validation, at most: the first ones."""
 
-    def conflict(self) -> None:
-        """All settings go together."""
-
     @property
     def unit(self) -> tuple[str, int]:
         """What speed is counted in, and how many there are in an example."""
         return "tokens", self.seq_len
 
-    def complete(self) -> "TokensConfig":
-        """This: nothing has to be read from the data before a model can be built."""
-        return self
-
-    @property
-    def white(self) -> None:
-        """Tokens have no brightest value."""
-
     @property
     def sizes(self) -> tuple[int, int]:
         """Tokens in, tokens out."""
         return VOCABULARY, VOCABULARY
+
+    @property
+    def example_bytes(self) -> int:
+        """An int32 a token."""
+        return 4 * self.seq_len
 
     def tokenizer(self) -> bpe.BPE:
         """GPT-2's."""

@@ -85,10 +85,10 @@ def _constraint_name(project: Mapping[str, str]) -> ConstraintName:
     return CONSTRAINT_NAMES[name]
 
 
-def published_arrays(stored: Mapping[int, Sequence[Any]], recipe: Recipe) -> dict[str, Float[np.ndarray, "..."]]:
+def published_arrays(stored: Mapping[int, Sequence[Any]], depth: int) -> dict[str, Float[np.ndarray, "..."]]:
     """The weights of one checkpoint by their names here: blocks stacked, the embedding with tokens in rows."""
     matrices = [np.asarray(stored[index], np.float32) for index in range(len(stored))]
-    depth, size = recipe.model.depth, len(BLOCK_ORDER)
+    size = len(BLOCK_ORDER)
     if len(matrices) != 2 + size * depth:
         raise UserError(f"it holds {len(matrices)} matrices where {depth} blocks make {2 + size * depth}")
     arrays = {"embedding": matrices[0].T[:, :, None], "head": matrices[-1]}
@@ -104,8 +104,9 @@ def import_npz(file: Path, run: Path, alphabet: str = "") -> list[Path]:
         if not isinstance(objects.get("args"), dict):
             raise UserError("it holds no args, the settings that published checkpoints begin with")
         recipe = published_recipe(objects["args"], alphabet or _default_alphabet(objects["args"]["vocab_size"]))
+        depth = objects["args"]["num_blocks"]
         count = sum(name.startswith("weights_checkpoint_") for name in objects)
-        arrays = [published_arrays(objects[f"weights_checkpoint_{index}"], recipe) for index in range(count)]
+        arrays = [published_arrays(objects[f"weights_checkpoint_{index}"], depth) for index in range(count)]
         if not arrays:
             raise UserError("it holds no weights_checkpoint_0")
         if refusal := Recipe.from_json(recipe.to_json()).model.conflict() or recipe.data.conflict():

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from lipzoo.config.fields import options
 from lipzoo.config.ranges import Count, NonNegative, Positive, Range, Whole
 from lipzoo.layers.activation import GELU_DIVISOR
 from lipzoo.layers.normalization import NORM_EPSILON
 from lipzoo.layers.stack import Remat
+from lipzoo.models.config import AbstractModelConfig
 from lipzoo.theory.geometry import DENSE
 from lipzoo.theory.weight import Weight
 
@@ -29,13 +30,14 @@ OF_GPT = (
 
 @options
 @dataclasses.dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(AbstractModelConfig):
     """The part of a recipe that describes a transformer.
 
     The defaults are the Lipschitz GPT of Newhouse et al. 2025. `norm`, `residual`, `qk_norm`, `logit_softcap` and
     `activation` make the usual GPT of it, whose bound is huge: each normalization layer counts as 1/√epsilon.
     """
 
+    embeds: ClassVar[bool] = True
     architecture: Literal["gpt", "lipsformer"] = "gpt"
     """gpt, or the blocks of LipsFormer (Qi et al. 2023), whose temperature is --softmax-scale."""
     depth: Count = 3
@@ -99,6 +101,14 @@ class GPTConfig:
     def window_at(self, progress: float) -> int:
         """The window after a fraction `progress` < 1 of the run; 0 where all tokens are seen."""
         return math.ceil(self.window * (math.floor(progress * self.window_stages) + 1) / self.window_stages)
+
+    def parameters(self, in_size: int, out_size: int) -> int:
+        """Without gains and biases."""
+        return 12 * self.depth * self.width**2 + (in_size + out_size) * self.width
+
+    def scores(self, length: int) -> int:
+        """All heads of a block."""
+        return self.heads * length**2
 
     def _lipsformer_conflict(self) -> str | None:
         """LipsFormer has its own normalization, residuals and activation."""

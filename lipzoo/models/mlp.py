@@ -16,6 +16,7 @@ from lipzoo.layers.base import AbstractModule
 from lipzoo.layers.compose import ConvexResidual, Sequential
 from lipzoo.layers.init import check_cap, fresh
 from lipzoo.layers.linear import Flatten, Linear, Scale
+from lipzoo.models.config import AbstractModelConfig
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.geometry import COLUMN
 from lipzoo.theory.space import Space
@@ -129,7 +130,7 @@ def _linear(
 
 @options
 @dataclasses.dataclass(frozen=True)
-class MLPConfig:
+class MLPConfig(AbstractModelConfig):
     """The part of a recipe that describes an MLP."""
 
     depth: Annotated[int, Range(1, DEEPEST, why="since every layer is compiled by itself")] = 3
@@ -154,9 +155,10 @@ class MLPConfig:
             return f"--activation {self.activation} needs a --width divisible by {group}, got {self.width}"
         return None
 
-    def first_norm(self, weight: Weight) -> float:
-        """An upper bound of a fresh weight's norm."""
-        return 1.0
+    def parameters(self, in_size: int, out_size: int) -> int:
+        """Without biases."""
+        hidden = max(self.depth - 2, 0) * self.width
+        return self.width * (in_size + out_size + hidden) if self.depth > 1 else in_size * out_size
 
 
 def build_mlp(config: MLPConfig, in_size: int, out_size: int, *, key: PRNGKeyArray) -> MLP:

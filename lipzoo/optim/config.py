@@ -1,24 +1,21 @@
 """Optimizers as optax chains, with the norm that one step can have."""
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
 
-from lipzoo.config.fields import options
+from lipzoo.config.fields import options, taken
 from lipzoo.config.overrides import number, override
 from lipzoo.config.ranges import NonNegative, Positive, Range, Whole
-from lipzoo.optim.hyper import Hyper, Number, rounded_down
+from lipzoo.optim.base import Optimizer, Spread, Transform, add_decay, scale_by_share
+from lipzoo.optim.hyper import Hyper, rounded_down
 from lipzoo.optim.hyper import number as as_number
-from lipzoo.optim.muon import Spread, scale_by_muon, update_sup
+from lipzoo.optim.optimizers import OPTIMIZERS, OptimizerName
 from lipzoo.optim.schedules import Factor, Schedule, schedule
-from lipzoo.theory.msign import POLYNOMIALS, PolynomialName
+from lipzoo.theory.msign import PolynomialName
 from lipzoo.theory.weight import Tree, Weight, map_weights
 
 LR_FLAG = "--lr-overrides"
@@ -34,7 +31,7 @@ Beta = Annotated[float, Range(0, 0.99999)]
 class OptimizerConfig:
     """The part of a recipe that describes the optimizer."""
 
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: OptimizerName = "muon"
     """muon: orthogonalized momentum, whose step has a known norm; adamw: Adam without bias correction."""
     lr: Positive = 0.1
     """Peak learning rate. Muon's step moves a layer by lr × its share in RMS→RMS norm."""
@@ -67,12 +64,14 @@ class OptimizerConfig:
     warmup_steps: Whole = 0
     """Steps over which the learning rate first rises linearly."""
 
-    def update_sup(self, weight: Weight) -> float:
-        """The largest RMS→RMS norm of a weight's update per unit of lr × share; infinite where it is not known."""
-        return math.inf if self._by_adam(weight) else update_sup(POLYNOMIALS[self.polynomial])
+    def make(self) -> Optimizer:
+        """The optimizer of this name, with the options that it takes."""
+        kind = OPTIMIZERS[self.optimizer]
+        return kind(**taken(kind, self))
 
-    def _by_adam(self, weight: Weight) -> bool:
-        return self.optimizer == "adamw" or (self.embedding_adam and weight.place == "embedding")
+    def update_sup(self, weight: Weight) -> float:
+        """The largest norm of a weight's update per unit of lr × share; infinite where it is not known."""
+        return self.make().update_sup(weight)
 
     def shares(self, tree: Tree) -> Tree:
         """`tree` with the shares that make the learning rates of `lr_overrides`."""
@@ -111,88 +110,35 @@ class OptimizerConfig:
             return f"--warmup-steps must be below --steps {steps}, got {self.warmup_steps}"
         if self.polynomial == "polar-express" and self.msign_dtype == "bfloat16":
             return "--polynomial polar-express diverges in bfloat16: choose another, or --msign-dtype float32"
-        for name in ("nesterov", "momentum_warmup", "embedding_adam", "lr_overrides"):
-            if getattr(self, name) and self.optimizer != "muon":
-                return f"--{name.replace('_', '-')} is for --optimizer muon"
+        for name in ("nesterov", "momentum_warmup", "embedding_adam"):
+            if getattr(self, name) and name not in taken(OPTIMIZERS[self.optimizer], self):
+                return f"--{name.replace('_', '-')} is for --optimizer {takers(name)}"
+        if self.lr_overrides and not self.make().modular:
+            return f"{LR_FLAG} is for --optimizer {' or '.join(n for n, kind in OPTIMIZERS.items() if kind.modular)}"
         return None
 
     def build(
         self,
-        clip: optax.GradientTransformationExtraArgs | None = None,
+        clip: Transform | None = None,
         spread: Spread = lambda function: function,
-    ) -> optax.GradientTransformationExtraArgs:
-        """gradients → updates for a learning rate of -1: muon is share-scaled, and so is the decay of both.
+    ) -> Transform:
+        """gradients → updates for a learning rate of -1: modular ones are share-scaled, and so is the decay of all.
 
-        `clip` comes between the optimizer and the decay. Arguments beyond optax's three are for it. `spread` lets
-        several devices share muon's iterations (see `lipzoo.devices.mesh.spread`).
+        `clip` comes between the optimizer and the decay. Arguments beyond optax's three are for it.
         """
-        decay = [_add_decay()] if self.weight_decay else []
-        decay = decay if clip is None else [clip, *decay]
-        if self.optimizer == "adamw":
-            return optax.chain(_scale_by_adam(lambda hyper: hyper.beta1), *decay)
-        muon = scale_by_muon(
-            POLYNOMIALS[self.polynomial],
-            beta=self._momentum,
-            nesterov=self.nesterov,
-            dtype=jnp.dtype(self.msign_dtype),
-            embed_inflation=self.embed_inflation,
-            spread=spread,
-        )
-        if self.embedding_adam:
-            adam = _scale_by_adam(lambda hyper: hyper.embedding_beta1)
-            muon = optax.partition({True: adam, False: muon}, functools.partial(map_weights, self._by_adam))
-        return optax.chain(muon, _scale_by_share(), *decay)
-
-    def _momentum(self, hyper: Hyper, clock: Int[Array, ""]) -> Number:
-        """β after so many steps."""
-        if not self.momentum_warmup:
-            return hyper.beta1
-        progress = jnp.minimum(clock.astype(jnp.float32) / self.momentum_warmup, 1)
-        return hyper.momentum_start + progress * (hyper.beta1 - hyper.momentum_start)
+        optimizer = self.make()
+        parts = [optimizer.transform(spread)]
+        parts += [scale_by_share()] if optimizer.modular else []
+        parts += [] if clip is None else [clip]
+        parts += [add_decay()] if self.weight_decay else []
+        return optax.chain(*parts)
 
     def factor(self, steps: int) -> Factor:
         """The learning rate as a fraction of its peak."""
         return schedule(self.schedule, steps, self.warmup_steps)
 
 
-def _stateless(update: Callable[[Any, Any, Hyper], Any]) -> optax.GradientTransformationExtraArgs:
-    """A transformation of updates, given the weights and `hyper`, that remembers nothing."""
-
-    def transform(updates: Any, state: Any, params: Any = None, *, hyper: Hyper, **others: Any) -> tuple[Any, Any]:
-        return update(updates, params, hyper), state
-
-    untyped: Any = transform  # optax's type of it does not know arguments that have to be given.
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), untyped)
-
-
-def _scale_by_share() -> optax.GradientTransformationExtraArgs:
-    """Multiplies each update by its weight's share."""
-    return _stateless(
-        lambda updates, _, hyper: map_weights(lambda u: u.with_array(u.array * hyper.shares[u.name]), updates)
-    )
-
-
-def _add_decay() -> optax.GradientTransformationExtraArgs:
-    """Adds λ·share·W to each update."""
-
-    def add(updates: Any, params: Any, hyper: Hyper) -> Any:
-        rates = {name: hyper.decay * share for name, share in hyper.shares.items()}
-        return map_weights(lambda u, w: u.with_array(u.array + rates[w.name] * w.array), updates, params)
-
-    return _stateless(add)
-
-
-def _scale_by_adam(beta1: Callable[[Hyper], Number]) -> optax.GradientTransformationExtraArgs:
-    """m/(√v + 1e-12) without bias correction: optax's Adam, told that it has run for ever."""
-
-    def init(params: Any) -> Any:
-        state: Any = optax.scale_by_adam().init(params)
-        return state._replace(count=jnp.full_like(state.count, jnp.iinfo(jnp.int32).max))
-
-    def update(updates: Any, state: Any, params: Any = None, *, hyper: Hyper, **others: Any) -> tuple[Any, Any]:
-        b1, b2 = (jnp.asarray(beta) for beta in (beta1(hyper), hyper.beta2))
-        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power.
-            return optax.scale_by_adam(b1, b2, eps=1e-12).update(updates, state, params)  # pyright: ignore
-
-    transform: Any = update
-    return optax.GradientTransformationExtraArgs(init, transform)
+def takers(option: str) -> str:
+    """The names of the optimizers that take this option."""
+    fields = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in OPTIMIZERS.items()}
+    return " or ".join(name for name, names in fields.items() if option in names)

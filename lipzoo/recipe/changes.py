@@ -14,6 +14,7 @@ CHANGEABLE = (
     "val_interval",
     "save_interval",
     "keep",
+    "loggers",
     "tensorboard",
     "wandb",
 )

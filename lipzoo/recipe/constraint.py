@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from lipzoo.config.fields import options
+from lipzoo.config.fields import options, taken
 from lipzoo.config.overrides import number, override
 from lipzoo.config.ranges import Fraction
 from lipzoo.constraints import (
@@ -10,7 +10,6 @@ from lipzoo.constraints import (
     Constraint,
     ConstraintName,
     SpectralNormalize,
-    SpectralWeightDecay,
     Unconstrained,
     WeightDecay,
 )
@@ -46,12 +45,9 @@ class ConstraintConfig:
 
     def make(self, name: str) -> Constraint:
         """The constraint of this name with the options that it takes."""
-        if name == "spectral-weight-decay":
-            return SpectralWeightDecay(rate=self.spectral_wd, project_dtype=self.project_dtype)
-        for known, constraint in CONSTRAINTS.items():
-            if name == known:
-                return constraint(project_dtype=self.project_dtype)
-        raise UserError(f"there is no constraint {name!r}; choose from {', '.join(CONSTRAINTS)}")
+        if name not in CONSTRAINTS:
+            raise UserError(f"there is no constraint {name!r}; choose from {', '.join(CONSTRAINTS)}")
+        return CONSTRAINTS[name](**taken(CONSTRAINTS[name], self))
 
     def names(self) -> set[str]:
         """The constraints that are named for some weight."""

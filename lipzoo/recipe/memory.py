@@ -5,8 +5,8 @@ from pathlib import Path
 
 import jax
 
-from lipzoo.data import DataConfig, TextConfig, TokensConfig
-from lipzoo.models import GPTConfig, MLPConfig
+from lipzoo.data import AbstractDataConfig
+from lipzoo.models.config import AbstractModelConfig
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where Linux tells what a container may use."""
@@ -36,36 +36,25 @@ def device_bytes() -> int | None:
     return None if limit is None else limit * jax.device_count()
 
 
-def parameters(model: MLPConfig | GPTConfig, sizes: tuple[int, int]) -> int:
-    """The numbers in the matrices of a model: no more than it has."""
-    size, classes = sizes
-    if isinstance(model, GPTConfig):
-        return 12 * model.depth * model.width**2 + 2 * classes * model.width
-    return model.width * (size + classes + max(model.depth - 2, 0) * model.width) if model.depth > 1 else size * classes
-
-
-def memory_refusal(
-    model: MLPConfig | GPTConfig, data: DataConfig | TextConfig | TokensConfig, accum_steps: int
-) -> str | None:
+def memory_refusal(model: AbstractModelConfig, data: AbstractDataConfig, accum_steps: int) -> str | None:
     """Why no such run fits into memory here, or None. `accum_steps` is 0 where the parts of a batch are to fit.
 
     Everything that is counted is there at one moment, so what is refused cannot run; what passes may still not fit.
     """
-    (_, length), (size, classes), host, devices = data.unit, data.sizes, host_bytes(), device_bytes()
-    state = 4 * COPIES * parameters(model, data.sizes)
+    (_, length), classes, host, devices = data.unit, data.sizes[1], host_bytes(), device_bytes()
+    state = 4 * COPIES * model.parameters(*data.sizes)
     if devices is not None and state > devices:
         return _sentence("the weights and the optimizer", state, devices, "--width or --depth")
     # A process draws the places of the whole batch (8 bytes each) and gathers its own rows.
-    row = size if isinstance(data, DataConfig) else 4 * length
-    batch = 8 * data.batch_size + row * data.batch_size // jax.process_count()
+    batch = 8 * data.batch_size + data.example_bytes * data.batch_size // jax.process_count()
     if host is not None and batch > host:
         return _sentence("a batch", batch, host, "--batch-size" + (" or --seq-len" if length > 1 else ""))
     # Without a word about parts there are as many as it takes, down to one example each.
     examples = max(data.batch_size // accum_steps, 1) if accum_steps else 1
     step = state + 4 * classes * length * examples
     # Elsewhere the scores of attention need not be all there at once.
-    if isinstance(model, GPTConfig) and jax.default_backend() == "cpu":
-        step += 2 * model.heads * length**2
+    if jax.default_backend() == "cpu":
+        step += 2 * model.scores(length)
     if devices is not None and step > devices:
         remedy = "--batch-size or --seq-len, or raise --accum-steps" if examples > 1 else "--seq-len"
         return _sentence("a step", step, devices, remedy)

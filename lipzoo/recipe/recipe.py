@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +15,10 @@ from jaxtyping import PRNGKeyArray
 from lipzoo.config.fields import field_refusal
 from lipzoo.config.overrides import override_refusal
 from lipzoo.constraints import WeightDecay
-from lipzoo.data import DataConfig, TextConfig, TokensConfig
-from lipzoo.models import AbstractModule, GPTConfig, MLPConfig
-from lipzoo.models.families import FAMILIES, ModelConfig, build
+from lipzoo.data import DATA_KINDS, AbstractDataConfig, DataConfig
+from lipzoo.models import AbstractModule, MLPConfig
+from lipzoo.models.config import AbstractModelConfig
+from lipzoo.models.families import FAMILIES, build
 from lipzoo.optim.config import LR_FLAG, OptimizerConfig
 from lipzoo.optim.ebc.config import EBCConfig
 from lipzoo.recipe.constraint import CAP_FLAG, ConstraintConfig
@@ -31,11 +33,6 @@ FORMAT = 2
 """The number of the format that recipes are stored in. All earlier ones can be read (`lipzoo.recipe.format1`)."""
 PARTS = ("model", "data", "optimizer", "constraint", "training")
 """Parts that every stored recipe has; later ones have defaults."""
-KINDS: Mapping[str, Mapping[str, type]] = {
-    "model": FAMILIES,
-    "data": {"images": DataConfig, "text": TextConfig, "tokens": TokensConfig},
-}
-"""The parts that are of several kinds, by the names that are stored."""
 CAPS = (1e-6, 1e6)
 """Caps whose powers, up to the fourth, stay inside float32."""
 
@@ -46,8 +43,8 @@ class Recipe:
 
     name: str = "digits_mlp"
     """Folder of the runs."""
-    model: ModelConfig = MLPConfig()
-    data: DataConfig | TextConfig | TokensConfig = DataConfig()
+    model: AbstractModelConfig = MLPConfig()
+    data: AbstractDataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     constraint: ConstraintConfig = ConstraintConfig()
     training: TrainingConfig = TrainingConfig()
@@ -89,7 +86,7 @@ class Recipe:
 
     def window_at(self, step: int) -> int:
         """How many tokens attention looks back in this step, counted from 1; 0 for all."""
-        return self.model.window_at((step - 1) / self.training.steps) if isinstance(self.model, GPTConfig) else 0
+        return self.model.window_at((step - 1) / self.training.steps)
 
     def complete(self) -> "Recipe":
         """This with what has to be read from the data before a model can be built."""
@@ -98,7 +95,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` rebuilds the recipe, in any later version too."""
         value = {"format": FORMAT, **dataclasses.asdict(self)}
-        for part, kinds in KINDS.items():
+        for part, kinds in _kinds().items():
             kind = next(kind for kind, config in kinds.items() if isinstance(getattr(self, part), config))
             value[part] = {"kind": kind, **value[part]}
         return value
@@ -117,8 +114,10 @@ class Recipe:
         unlike = f"the stored recipe{by} is not one that {here} can read"
         try:
             value = _upgraded(value)
-            parts = {part: _config(kinds, value[part]) for part, kinds in KINDS.items()}
-            recipe = _validated(Recipe, {**value, **parts})
+            parts = {part: _config(kinds, value[part]) for part, kinds in _kinds().items()}
+            others = {part: kind for part, kind in typing.get_type_hints(Recipe).items() if part not in parts}
+            parts |= {part: _validated(kind, value[part], part) for part, kind in others.items() if part in value}
+            recipe = Recipe(**parts)
         except ValueError as error:
             raise UserError(f"{unlike}: {error}") from error
         if unknown := sorted(_fields(value) - _fields(recipe.to_json())):
@@ -188,6 +187,11 @@ def _upgraded(value: object) -> dict[str, Any]:
     return {**with_kinds(value), "format": FORMAT} if number == 1 else value
 
 
+def _kinds() -> Mapping[str, Mapping[str, type]]:
+    """The parts that are of several kinds, by the names that are stored."""
+    return {"model": {name: family.config for name, family in FAMILIES.items()}, "data": DATA_KINDS}
+
+
 def _config(kinds: Mapping[str, type], value: Mapping[str, Any]) -> Any:
     """A part of a recipe whose type is told by its kind."""
     kind = value.get("kind")
@@ -196,15 +200,16 @@ def _config(kinds: Mapping[str, type], value: Mapping[str, Any]) -> Any:
     return _validated(kinds[kind], {name: field for name, field in value.items() if name != "kind"})
 
 
-def _validated(kind: type, value: Mapping[str, Any]) -> Any:
-    """An instance of a dataclass. Raises ValueError, naming the field, if a value is of another type."""
+def _validated(kind: type, value: Any, part: str = "") -> Any:
+    """A value of this type. Raises ValueError, naming the field, if a value is of another type."""
     from pydantic import TypeAdapter, ValidationError  # Slow to import; a command line needs it for --resume alone.
 
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        where = [part] * bool(part) + [str(name) for name in first["loc"]]
+        raise ValueError(f"{'.'.join(where)}: {first['msg']}") from error
 
 
 def _fields(value: Any, prefix: str = "") -> set[str]:

@@ -7,6 +7,7 @@ from typing import Annotated
 from lipzoo.config.fields import options
 from lipzoo.config.ranges import Count, Range, Seed, Whole
 from lipzoo.devices.mesh import mesh_shape
+from lipzoo.report.loggers import LoggerName
 from lipzoo.theory.precision import Precision
 
 AT_ONCE = 65_536
@@ -40,10 +41,18 @@ class TrainingConfig:
     """Steps between checkpoints."""
     keep: Count = 2
     """Newest checkpoints to keep, beside the best."""
+    loggers: tuple[LoggerName, ...] = ()
+    """Where metrics go beside metrics.jsonl."""
     tensorboard: bool = False
-    """Write TensorBoard files into the run (pip install 'lipzoo[tensorboard]')."""
+    """As --loggers tensorboard: TensorBoard files in the run (pip install 'lipzoo[tensorboard]')."""
     wandb: bool = False
-    """Log to Weights & Biases (pip install 'lipzoo[wandb]')."""
+    """As --loggers wandb: Weights & Biases (pip install 'lipzoo[wandb]')."""
+
+    @property
+    def all_loggers(self) -> tuple[str, ...]:
+        """Those asked for, by whichever flag, each once."""
+        flags = {"tensorboard": self.tensorboard, "wandb": self.wandb}
+        return tuple(dict.fromkeys([*self.loggers, *(name for name, given in flags.items() if given)]))
 
     def parts(self, batch_size: int, size: int) -> int:
         """The parts of a batch of so many examples, each of so many tokens or images."""

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lipzoo.config.fields import PREFIXED, flag
+from lipzoo.config.fields import PREFIXED, flag, taken
 from lipzoo.constraints import ConstraintName
 from lipzoo.models import GPTConfig, MLPConfig
+from lipzoo.optim.config import takers
+from lipzoo.optim.optimizers import OPTIMIZERS
 from lipzoo.recipe.recipe import Recipe
 
 Condition = Callable[[Recipe], bool]
+OF_EMBEDDINGS = ("embedding_cap", "embed_inflation", "embedding_adam")
 
 
 def _constrained(*free: ConstraintName) -> Condition:
@@ -16,17 +19,27 @@ def _constrained(*free: ConstraintName) -> Condition:
     return lambda recipe: not recipe.constraint.names() <= set(free)
 
 
-def _muon(recipe: Recipe) -> bool:
-    return recipe.optimizer.optimizer == "muon"
+def _takes(option: str) -> Condition:
+    """Whether the optimizer takes this option."""
+    return lambda recipe: option in taken(OPTIMIZERS[recipe.optimizer.optimizer], recipe.optimizer)
 
 
-def _gpt(condition: Callable[[GPTConfig], bool] = lambda _: True) -> Condition:
+def _reads(number: str) -> Condition:
+    """Whether the optimizer reads this number."""
+    return lambda recipe: number in recipe.optimizer.make().numbers
+
+
+def _gpt(condition: Callable[[GPTConfig], bool]) -> Condition:
     return lambda recipe: isinstance(recipe.model, GPTConfig) and condition(recipe.model)
 
 
 def _depth_above(depth: int) -> Condition:
-    """Whether an MLP is so deep; of a depth that there is not, the model's own refusal tells."""
-    return lambda recipe: not isinstance(recipe.model, MLPConfig) or not 1 <= recipe.model.depth <= depth
+    """Whether an MLP is so deep."""
+    return lambda recipe: not isinstance(recipe.model, MLPConfig) or recipe.model.depth > depth
+
+
+def _embeds(recipe: Recipe) -> bool:
+    return recipe.model.embeds
 
 
 def _normalizes(model: GPTConfig) -> bool:
@@ -43,9 +56,7 @@ USED: Mapping[str, tuple[Condition, str]] = {
     "residual": (_depth_above(2), "on an MLP of --depth below 3"),
     "epsilon": (_gpt(_normalizes), "without normalization (--norm, --qk-norm)"),
     "gelu_divisor": (_gpt(lambda model: model.activation == "gelu"), "without --activation gelu"),
-    "embedding_cap": (_gpt(), "on a model without an embedding"),
-    "embed_inflation": (_gpt(), "on a model without an embedding"),
-    "embedding_adam": (_gpt(), "on a model without an embedding"),
+    **dict.fromkeys(OF_EMBEDDINGS, (_embeds, "on a model without an embedding")),
     "sigma_max": (_constrained("none", "spectral-weight-decay"), "where no --constraint has a cap"),
     "sigma_max_overrides": (_constrained("none", "spectral-weight-decay"), "where no --constraint has a cap"),
     "project_dtype": (_constrained("none", "weight-decay"), "without a --constraint that computes"),
@@ -53,14 +64,11 @@ USED: Mapping[str, tuple[Condition, str]] = {
         lambda recipe: "spectral-weight-decay" in recipe.constraint.names(),
         "without --constraint spectral-weight-decay",
     ),
-    "polynomial": (_muon, "without --optimizer muon"),
-    "msign_dtype": (_muon, "without --optimizer muon"),
-    "momentum_start": (lambda recipe: recipe.optimizer.momentum_warmup > 0, "without --momentum-warmup"),
-    "embedding_beta1": (lambda recipe: recipe.optimizer.embedding_adam, "without --embedding-adam"),
-    "beta2": (
-        lambda recipe: not _muon(recipe) or recipe.optimizer.embedding_adam,
-        "without --optimizer adamw or --embedding-adam",
-    ),
+    **{name: (_takes(name), f"without --optimizer {takers(name)}") for name in ("polynomial", "msign_dtype")},
+    "momentum_start": (_reads("momentum_start"), "without --momentum-warmup"),
+    "embedding_beta1": (_reads("embedding_beta1"), "without --embedding-adam"),
+    "beta1": (_reads("beta1"), "with this --optimizer"),
+    "beta2": (_reads("beta2"), "without --optimizer adamw or --embedding-adam"),
     "ebc.": (lambda recipe: recipe.ebc.enable, "without --ebc.enable"),
     "ebc.controller.": (lambda recipe: recipe.ebc.controller.enable, "without --ebc.controller.enable"),
     "ebc.guard.": (lambda recipe: recipe.ebc.guard.enable, "without --ebc.guard.enable"),

@@ -1,13 +1,10 @@
-"""What a run tells: progress on the terminal, metrics.jsonl, TensorBoard, Weights & Biases."""
+"""What a run tells: progress on the terminal, metrics.jsonl, and whatever loggers are asked for."""
 
 import contextlib
-import dataclasses
-import importlib
 import json
 import math
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +12,11 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from lipzoo.report.loggers import About, Record, Sink, open_loggers
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import check_regular, parse_json, write_text
 from lipzoo.system.progress import TimeColumn, Wait, part_of
 
-Record = dict[str, Any]
-Sink = Callable[[Record], None]
 LONGEST_LINE = 1 << 20
 """Characters of a line of metrics.jsonl that are read at once."""
 
@@ -30,31 +26,6 @@ class Diverged(Exception):
 
     def __init__(self, step: int, lr: float):
         super().__init__(f"the loss or a weight became NaN or infinite at step {step} (learning rate {lr:.4g})")
-
-
-@dataclasses.dataclass(frozen=True)
-class About:
-    """What is told of a run beside its metrics.
-
-    **Attributes:**
-
-    - `name`, `steps`: of the run.
-    - `caps`: of every weight, by name; infinite where it is free.
-    - `unit`, `per_step`: what speed is counted in, and how many there are in a step.
-    - `settings`: JSON, for loggers that keep them.
-    - `tensorboard`, `wandb`: whether these are asked for.
-    - `writes`: whether this process writes files; of several, one does.
-    """
-
-    name: str
-    steps: int
-    caps: Mapping[str, float]
-    unit: str
-    per_step: int
-    settings: Mapping[str, Any]
-    tensorboard: bool
-    wandb: bool
-    writes: bool
 
 
 class Reporter:
@@ -69,7 +40,7 @@ class Reporter:
         self._validated = {r["step"] for r in read_metrics(self._metrics) if "val_loss" in r and r["step"] <= start}
         if about.writes:
             _truncate(self._metrics, start)
-            self._sinks = [self._write, *_optional_sinks(run, about, start, self._closing)]
+            self._sinks = [self._write, *open_loggers(run, about, start, self._closing)]
         self._pending: list[tuple[int, Any]] = []
         self._norms: tuple[int, Any] | None = None
         self._clock = time.perf_counter()
@@ -182,60 +153,3 @@ def _truncate(path: Path, start: int) -> None:
     """Drops the records after `start`, which a resumed run writes again."""
     kept = [record for record in read_metrics(path) if record["step"] <= start]
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def check_packages(*, tensorboard: bool, wandb: bool) -> None:
-    """Raises UserError if a package is missing that is asked for; to be called before a run is begun."""
-    for wanted, extra, package in ((tensorboard, "tensorboard", "tensorboardX"), (wandb, "wandb", "wandb")):
-        if wanted:
-            try:
-                importlib.import_module(package)
-            except ImportError as error:
-                raise UserError(f"--{extra} needs a package: pip install 'lipzoo[{extra}]'") from error
-
-
-def _optional_sinks(run: Path, about: About, start: int, closing: contextlib.ExitStack) -> list[Sink]:
-    makers = [(about.tensorboard, _tensorboard), (about.wandb, _wandb)]
-    return [make(run, about, start, closing) for wanted, make in makers if wanted]
-
-
-def flat(record: Record) -> dict[str, float]:
-    """A record without its step, nested names joined by a slash."""
-    norms = {f"norm/{name}": value for name, value in record.get("norms", {}).items()}
-    return {name: value for name, value in record.items() if name not in ("step", "norms")} | norms
-
-
-def _tensorboard(run: Path, about: About, start: int, closing: contextlib.ExitStack) -> Sink:
-    """Points after `start`, which a resumed run writes again, are declared void."""
-    from tensorboardX import SummaryWriter
-
-    writer = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
-    closing.callback(writer.close)
-
-    def write(record: Record) -> None:
-        for name, value in flat(record).items():
-            writer.add_scalar(name, value, record["step"])
-        writer.flush()
-
-    return write
-
-
-def _wandb(run: Path, about: About, start: int, closing: contextlib.ExitStack) -> Sink:
-    """A resumed run goes on with its own run there, which takes no point of a step that it has already."""
-    import wandb  # pyright: ignore[reportMissingImports]
-
-    options = {"project": "lipzoo", "name": run.name, "dir": str(run), "config": dict(about.settings)}
-    try:
-        session = wandb.init(id=_stored_id(run / "wandb_id"), resume="allow", **options)
-    except Exception as error:  # No account, no network, a folder that cannot be written: of many types.
-        what = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"Weights & Biases does not start ({what[0]}): leave --wandb out, or mend that") from error
-    closing.callback(session.finish)
-    return lambda record: session.log(flat(record), step=record["step"])
-
-
-def _stored_id(path: Path) -> str:
-    """What a run is called at Weights & Biases, chosen when it is first asked for."""
-    if not path.is_file():
-        write_text(path, uuid.uuid4().hex)
-    return path.read_text(encoding="utf-8").strip()

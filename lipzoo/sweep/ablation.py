@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from lipzoo.data import Images, Text, Tokens
+from lipzoo.data import Data
 from lipzoo.devices.mesh import make_mesh, place, replicated
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
@@ -71,7 +71,7 @@ def progress() -> Progress:
 class Runner:
     """Runs recipes on the same data; what has been run before is read from the folder."""
 
-    def __init__(self, like: Recipe, data: Images | Text | Tokens, folder: Path):
+    def __init__(self, like: Recipe, data: Data, folder: Path):
         self._data = data
         self._folder = folder
         self._evaluate = make_evaluate(like, make_mesh(), data)

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from lipzoo.data import Images, Split, Text, Tokens
+from lipzoo.data import Data, Split
 from lipzoo.devices.mesh import place, process_rows, replicated
 from lipzoo.models import AbstractModule
 from lipzoo.recipe.recipe import Recipe
@@ -35,7 +35,7 @@ class Evaluate(Protocol):
     def __call__(self, model: AbstractModule, watch: Watch = ...) -> dict[str, float]: ...
 
 
-def make_evaluate(recipe: Recipe, mesh: Mesh, data: Images | Text | Tokens) -> Evaluate:
+def make_evaluate(recipe: Recipe, mesh: Mesh, data: Data) -> Evaluate:
     """A function from a model to its loss and accuracy over every test split, in batches on the mesh.
 
     They are called val_loss and val_accuracy for the whole test split. Few batches are under way at any time, so that

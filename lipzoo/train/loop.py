@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from lipzoo.constraints.seal import seal
-from lipzoo.data import Images, Text, Tokens
+from lipzoo.data import Data
 from lipzoo.devices.mesh import place, replicated
 from lipzoo.devices.processes import Ending, is_first
 from lipzoo.optim.hyper import Hyper
 from lipzoo.recipe.recipe import Recipe
-from lipzoo.report.metrics import About, Diverged, Reporter
+from lipzoo.report.loggers import About
+from lipzoo.report.metrics import Diverged, Reporter
 from lipzoo.system.signals import abandonable
 from lipzoo.theory.weight import bare, weights
 from lipzoo.train.checkpoint import Checkpoints
@@ -47,7 +48,7 @@ class Loop:
     stream: grain.DatasetIterator
     console: Console
 
-    def run(self, state: State, mesh: Mesh, data: Images | Text | Tokens, received: list[int]) -> tuple[int, int]:
+    def run(self, state: State, mesh: Mesh, data: Data, received: list[int]) -> tuple[int, int]:
         """Runs the remaining steps, unless a signal is received.
 
         **Returns:** the last step, and the signal that ended the run early or 0.
@@ -212,7 +213,6 @@ def _about(recipe: Recipe) -> About:
         unit=unit,
         per_step=recipe.data.batch_size * size,
         settings=recipe.to_json(),
-        tensorboard=recipe.training.tensorboard,
-        wandb=recipe.training.wandb,
+        loggers=recipe.training.all_loggers,
         writes=is_first(),
     )

@@ -1,6 +1,7 @@
 """A recipe resolved: what a compiled step depends on, and the numbers that it takes as arguments."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,12 +11,13 @@ from jaxtyping import PRNGKeyArray
 
 from lipzoo.constraints import Constraint, Unconstrained
 from lipzoo.models import AbstractModule
-from lipzoo.models.families import ModelConfig, build
+from lipzoo.models.config import AbstractModelConfig
+from lipzoo.models.families import build
 from lipzoo.optim import OptimizerConfig
+from lipzoo.optim.base import Spread
 from lipzoo.optim.ebc.clip import trust_region
 from lipzoo.optim.ebc.config import EBCConfig
 from lipzoo.optim.hyper import Hyper
-from lipzoo.optim.muon import Spread
 from lipzoo.optim.schedules import Factor
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.theory.weight import Weight, bare, weights
@@ -42,7 +44,7 @@ class Plan:
     - `white`: the pixel value that becomes 1; None for tokens.
     """
 
-    model: ModelConfig
+    model: AbstractModelConfig
     sizes: tuple[int, int]
     optimizer: OptimizerConfig
     ebc: EBCConfig
@@ -70,8 +72,9 @@ class Plan:
         return self.optimizer.factor(self.steps)
 
 
+@functools.cache
 def resolve(recipe: Recipe) -> tuple[Plan, Hyper]:
-    """The plan and the numbers of a recipe that is complete."""
+    """The plan and the numbers of a recipe that is complete. Each is resolved once, whoever asks."""
     found = weights(recipe.abstract_model())
     ebc, training = recipe.ebc, recipe.training
     hyper = recipe.optimizer.hyper(

@@ -14,12 +14,13 @@ import grain
 import jax
 from rich.console import Console
 
-from lipzoo.data import Images, Text, Tokens
+from lipzoo.data import Data
 from lipzoo.devices.mesh import make_mesh, process_rows
 from lipzoo.devices.processes import end, in_all, is_first
 from lipzoo.recipe.changes import check_unchanged
 from lipzoo.recipe.recipe import Recipe
-from lipzoo.report.metrics import Diverged, check_packages
+from lipzoo.report.loggers import check_packages
+from lipzoo.report.metrics import Diverged
 from lipzoo.system.errors import Interrupted, UserError
 from lipzoo.system.files import write_text
 from lipzoo.system.lock import held
@@ -110,12 +111,12 @@ def _before_the_first_step(run: Path) -> str:
     return f"no step was done; go on with --resume {run}"
 
 
-def _prepare(recipe: Recipe) -> tuple[Recipe, Images | Text | Tokens]:
+def _prepare(recipe: Recipe) -> tuple[Recipe, Data]:
     """The complete recipe and its data."""
     if recipe.constraint.seal and jax.process_count() > 1:
         raise UserError("sealing needs all weights in one process: add --no-seal, or train with one process")
     if is_first():
-        check_packages(tensorboard=recipe.training.tensorboard, wandb=recipe.training.wandb)
+        check_packages(recipe.training.all_loggers)
     recipe = recipe.complete()
     return recipe, recipe.data.load(recipe.training.seed)
 
