@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import FOLDER, benchmark
 from lipzoo.devices.mesh import make_mesh
+from lipzoo.experiments.ebc_grid import Setting, Source, recipe_of
 from lipzoo.optim import EBCConfig
 from lipzoo.optim.ebc.divergence import mean_kl
 from lipzoo.recipe.recipe import Recipe
@@ -29,7 +30,7 @@ from lipzoo.sweep.ablation import Row, write_rows
 from lipzoo.system.terminal import program
 from lipzoo.train.state import init_state
 from lipzoo.train.step import forward, step_of
-from recipes.ebc_ablation import DEFAULTS, Setting, Source, recipe_of
+from recipes.ebc_ablation import DEFAULTS
 
 LR, DELTA = 0.032, 0.03
 EBCS = {

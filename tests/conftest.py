@@ -53,14 +53,11 @@ def pytest_collection_modifyitems(items):
 def _optimized(request):
     """Compiles as users' programs are compiled where a test is marked so."""
     chosen = request.node.get_closest_marker("optimized") is not None
-    if chosen:
+    if chosen == jax.config.read("jax_disable_most_optimizations"):
         from lipzoo.train.step import make_train_step
 
         make_train_step.cache_clear()  # What is in there was compiled otherwise.
-        jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    if chosen:
-        jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", not chosen)
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:

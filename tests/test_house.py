@@ -17,7 +17,7 @@ FLOORS = (
     {"recipe"},
     {"train"},
     {"certify", "sweep", "sample", "activations", "import_npz", "testing"},
-    {"cli"},
+    {"cli", "experiments"},
     {"__init__"},  # what a notebook sees
 )
 """Rooms, from the ground up. Each imports from floors below its own, and from itself."""

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import math
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.theory import norms
 from lipzoo.theory.numbers import Scalar
-from lipzoo.theory.weight import Weight
+from lipzoo.theory.weight import Weight, gram_norm
 
 Cap = float | Float[Array, ""]
 """A norm not to be exceeded; an array in a step that was compiled for any."""
@@ -52,8 +53,8 @@ class Constraint(abc.ABC):
 
     def hold(self, weight: Weight, cap: Cap, step: Step) -> Weight:
         """One weight constrained under a cap, whatever its own is."""
-        factor = weight.rms_factor
-        return weight.with_array(self(weight.array * factor, cap=cap, step=step) / factor)
+        constrain = functools.partial(self, cap=cap, step=step)
+        return weight.with_array(weight.geometry.hold(weight.array, constrain))
 
     def apply(self, weight: Weight, step: Step | None = None) -> Weight:
         """One weight constrained; a weight with an infinite cap is free of constraints that need one.
@@ -63,7 +64,7 @@ class Constraint(abc.ABC):
         if self.caps and math.isinf(weight.cap):
             return weight
         if step is None:
-            step = Step(jnp.maximum(norms.gram_norm(weight.array * weight.rms_factor) - weight.cap, 0))
+            step = Step(jnp.maximum(gram_norm(weight) - weight.cap, 0))
         return self.hold(weight, weight.cap, step)
 
     def refusal(self, cap: float, update_norm: float) -> str | None:

@@ -19,11 +19,10 @@ def seal(model: Tree, watch: Callable[[], None] = lambda: None) -> Tree:
         if np.max(exact_norm(weight)) <= weight.cap:
             return weight
         matrix = np.asarray(weight.array).astype(np.float64)
-        u, sigma, vt = np.linalg.svd(matrix, full_matrices=False)
-        limit, shrink = weight.cap / weight.rms_factor, 1e-7
+        limit, shrink = weight.cap, 1e-7
         while True:  # Rounding back to the stored precision may lift the norm by some ulps.
             limit, shrink = limit * (1 - shrink), 2 * shrink
-            cut = ((u * np.minimum(sigma, limit)[..., None, :]) @ vt).astype(weight.array.dtype)
+            cut = weight.geometry.cut(matrix, limit).astype(weight.array.dtype)
             sealed = weight.with_array(jax.device_put(cut, weight.array.sharding))
             if np.max(exact_norm(sealed)) <= weight.cap:
                 return sealed

@@ -1,48 +1,15 @@
 """Where the metrics of a run go beside metrics.jsonl, one entry of `LOGGERS` each."""
 
 import contextlib
-import dataclasses
 import importlib
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from lipzoo.report.records import About, Record, Sink, flat
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
-
-Record = dict[str, Any]
-Sink = Callable[[Record], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class About:
-    """What is told of a run beside its metrics.
-
-    **Attributes:**
-
-    - `name`, `steps`: of the run.
-    - `caps`: of every weight, by name; infinite where it is free.
-    - `unit`, `per_step`: what speed is counted in, and how many there are in a step.
-    - `settings`: JSON, for loggers that keep them.
-    - `loggers`: the names of those that are asked for.
-    - `writes`: whether this process writes files; of several, one does.
-    """
-
-    name: str
-    steps: int
-    caps: Mapping[str, float]
-    unit: str
-    per_step: int
-    settings: Mapping[str, Any]
-    loggers: tuple[str, ...]
-    writes: bool
-
-
-def flat(record: Record) -> dict[str, float]:
-    """A record without its step, nested names joined by a slash."""
-    norms = {f"norm/{name}": value for name, value in record.get("norms", {}).items()}
-    return {name: value for name, value in record.items() if name not in ("step", "norms")} | norms
 
 
 def _tensorboard(run: Path, about: About, start: int, closing: contextlib.ExitStack) -> Sink:

@@ -12,7 +12,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from lipzoo.report.loggers import About, Record, Sink, open_loggers
+from lipzoo.report.loggers import open_loggers
+from lipzoo.report.records import About, Record, Sink
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import check_regular, parse_json, write_text
 from lipzoo.system.progress import TimeColumn, Wait, part_of

@@ -20,6 +20,7 @@ from lipzoo.devices.mesh import make_mesh, place, replicated
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
+from lipzoo.system.progress import started
 from lipzoo.train.evaluate import make_evaluate
 from lipzoo.train.plan import resolve
 from lipzoo.train.state import State, init_state
@@ -105,7 +106,7 @@ class Runner:
         mesh, steps = make_mesh(), recipe.training.steps
         plan, hyper = resolve(recipe)
         stream = self._data.batches(batch_size=recipe.data.batch_size, count=steps, seed=recipe.training.seed)
-        with progress() as bar:
+        with started(progress()) as bar:
             hooks = _Collector(make_train_step(plan, mesh), bar, run_name(recipe), steps)
             batches = map(functools.partial(place, mesh=mesh), stream)
             state = advance(init_state(recipe, mesh), batches, jax.device_put(hyper, replicated(mesh)), steps, hooks)

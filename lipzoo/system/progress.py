@@ -76,6 +76,11 @@ def part_of(progress: Progress, what: str, total: int | None) -> Iterator[Wait]:
         wait.end()
 
 
+def started(progress: Progress) -> contextlib.AbstractContextManager[Progress]:
+    """A progress that is shown, unless it is disabled: rich before 14.1 ends even that with an empty line."""
+    return contextlib.nullcontext(progress) if progress.disable else progress
+
+
 @contextlib.contextmanager
 def waiting(
     what: str, total: int | None, console: Console | None = None, columns: tuple[ProgressColumn, ...] = ()
@@ -90,5 +95,5 @@ def waiting(
         transient=True,
         disable=not console.is_terminal,
     )
-    with progress, part_of(progress, what, total) as wait:
+    with started(progress), part_of(progress, what, total) as wait:
         yield wait

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from lipzoo.theory import norms
 
-Sign = Callable[[Float[Array, "*batch out in"]], Float[Array, "*batch out in"]]
+Map = Callable[[Float[Array, "*batch out in"]], Float[Array, "*batch out in"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,20 @@ class Geometry:
         return norms.gram_norm(array) * self.rms_factor(array.shape)
 
     def steepest(
-        self, gradient: Float[Array, "*batch out in"], sign: Sign, inflation: float
+        self, gradient: Float[Array, "*batch out in"], sign: Map, inflation: float
     ) -> Float[Array, "*batch out in"]:
         """The U that maximizes ⟨G, U⟩ over ‖U‖ ≤ 1, √(out/in)·msign(G), as far as `sign` goes."""
         return sign(gradient) / self.rms_factor(gradient.shape)
+
+    def hold(self, array: Float[Array, "*batch out in"], constrain: Map) -> Float[Array, "*batch out in"]:
+        """The array with `constrain` applied to its matrices, scaled so that a norm is a spectral norm."""
+        factor = self.rms_factor(array.shape)
+        return constrain(array * factor) / factor
+
+    def cut(self, array: Float[np.ndarray, "*batch out in"], cap: float) -> Float[np.ndarray, "*batch out in"]:
+        """The nearest array, in float64, whose norms are at most `cap`, but for rounding."""
+        u, sigma, vt = np.linalg.svd(array, full_matrices=False)
+        return (u * np.minimum(sigma, cap / self.rms_factor(array.shape))[..., None, :]) @ vt
 
 
 class Dense(Geometry):
@@ -65,7 +75,7 @@ class Rows(Geometry):
     single = True
 
     def steepest(
-        self, gradient: Float[Array, "*batch out in"], sign: Sign, inflation: float
+        self, gradient: Float[Array, "*batch out in"], sign: Map, inflation: float
     ) -> Float[Array, "*batch out in"]:
         """Each row divided by its own RMS norm, or multiplied by `inflation` if it is smaller than the inverse of that.
 

@@ -43,6 +43,11 @@ class Weight(eqx.Module):
     share: float = eqx.field(static=True, default=1.0)
     place: Place = eqx.field(static=True, default="hidden")
 
+    def __check_init__(self) -> None:
+        if not isinstance(self.geometry, Geometry):
+            kinds = "DENSE, COLUMN, ROWS, ENTRIES or OFFSETS of lipzoo.theory.geometry"
+            raise ValueError(f"the geometry of {self.name} must be one such as {kinds}, got {self.geometry!r}")
+
     @property
     def rms_factor(self) -> float:
         """√(in/out): a spectral norm times this is an RMS→RMS norm."""

@@ -18,8 +18,8 @@ from lipzoo.devices.mesh import place, replicated
 from lipzoo.devices.processes import Ending, is_first
 from lipzoo.optim.hyper import Hyper
 from lipzoo.recipe.recipe import Recipe
-from lipzoo.report.loggers import About
 from lipzoo.report.metrics import Diverged, Reporter
+from lipzoo.report.records import About
 from lipzoo.system.signals import abandonable
 from lipzoo.theory.weight import bare, weights
 from lipzoo.train.checkpoint import Checkpoints

@@ -127,7 +127,7 @@ class Computation:
 
             def measured(array: Array, change: Array) -> Array:
                 # The update includes the decay, so it counts as part of the update's norm.
-                step = Step(norms.gram_norm(change) * weight.rms_factor, key=own_key)
+                step = Step(weight.geometry.gram_norm(change), key=own_key)
                 return constraint.hold(weight.with_array(array), cap, step).array
 
             if np.isfinite(sup):

@@ -9,13 +9,18 @@ import sys
 import pytest
 
 from lipzoo.data.synthetic import LETTERS
+from lipzoo.experiments import ebc_ablation
 from lipzoo.models import GPTConfig
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.sweep import ablation
 from lipzoo.system.errors import UserError
-from recipes.ebc_ablation import ablate
+from recipes.ebc_ablation import DEFAULTS
 
 TINY = {"steps": 6, "batch-size": 2, "seq-len": 8, "num-blocks": 1, "d-embed": 8, "num-heads": 2}
+
+
+def ablate(argv):
+    return ebc_ablation.ablate(argv, DEFAULTS, "")
 
 
 def arguments(tmp_path, *more):

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from lipzoo.cli.run import train
-from lipzoo.report.loggers import flat
 from lipzoo.report.metrics import read_metrics
+from lipzoo.report.records import flat
 from lipzoo.system.errors import UserError
 from tests.conftest import SMALL_RUN
 from tests.recipe.test_recipe import make

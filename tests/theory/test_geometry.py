@@ -47,3 +47,8 @@ def test_what_a_geometry_says_of_itself():
     assert [g.single for g in (DENSE, COLUMN, ROWS, ENTRIES)] == [False, True, True, True]
     assert not OFFSETS.bounded
     assert len({DENSE, COLUMN, ROWS, ENTRIES, OFFSETS}) == 5
+
+
+def test_a_geometry_that_is_none_is_told():
+    with pytest.raises(ValueError, match="the geometry of b must be one such as DENSE, COLUMN"):
+        Weight(jnp.ones((4, 1)), "b", "bias")
