@@ -23,6 +23,7 @@ import pytest
 from lipzoo.certify.certificate import Certificate
 from lipzoo.models import AbstractModule
 from lipzoo.sweep.ablation import compiled_quickly
+from tests.conftest import FLAGS
 from tests.data.test_tokens import shard_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -254,7 +255,8 @@ def test_a_command_of_the_documents_runs(command, here, capfd):
     short = shortened(command)
     if command.flags:  # They count for a process as a whole.
         line = [sys.executable, "-m", short.module, *short.arguments]
-        done = subprocess.run(line, env={**os.environ, "XLA_FLAGS": command.flags}, capture_output=True, text=True)
+        flags = {"XLA_FLAGS": f"{FLAGS} {command.flags}"}
+        done = subprocess.run(line, env={**os.environ, **flags}, capture_output=True, text=True)
         status, told = done.returncode, done.stderr
     else:
         status, told = start(short), capfd.readouterr().err

@@ -167,9 +167,9 @@ def test_a_tokenizer_of_characters():
 
 REFUSED = [
     (["--prompt", "abZ"], "does not know the characters 'Z'"),
-    (["--temperature", "-1"], "--temperature must be at least 0"),
+    (["--temperature", "-1"], "--temperature must lie between 0 and 1,000,000"),
     (["--top-k", "-1"], "--top-k must be at least 0"),
-    (["--seed", "-1"], "--seed must be at least 0"),
+    (["--seed", "-1"], "--seed must lie between 0 and 4,294,967,295"),
 ]
 
 

@@ -79,10 +79,10 @@ def test_a_run_on_text_validates_stores_its_tokenizer_resumes_and_certifies(tmp_
 
 REFUSED = [
     (["--width", "30"], "--width must be divisible by 8"),
-    (["--heads", "0"], "--depth and --heads"),
-    (["--seq-len", "0"], "--batch-size and --seq-len"),
+    (["--heads", "0"], "--heads must be at least 1"),
+    (["--seq-len", "0"], "--seq-len must be at least 1"),
     (["--logit-softcap", "-1"], "--logit-softcap must be at least 0"),
-    (["--relative-bias", "9999"], "--relative-bias must lie between 0 and 4096"),
+    (["--relative-bias", "9999"], "--relative-bias must lie between 0 and 4,096"),
     (["--norm", "rms", "--epsilon", "0"], "--epsilon must be positive"),
     (["--architecture", "lipsformer", "--norm", "rms"], "--norm is not for --architecture lipsformer"),
     (["--softmax-scale", "-1"], "--softmax-scale must be at least 0"),
@@ -95,9 +95,8 @@ REFUSED = [
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=[" ".join(a) for a, _ in REFUSED])
 def test_impossible_transformers_are_refused(arguments, message):
-    line = parse(shakespeare_gpt.RECIPE, ["--data", "pydoc", *arguments])
     with pytest.raises(UserError) as error:
-        line.recipe.check()
+        parse(shakespeare_gpt.RECIPE, ["--data", "pydoc", *arguments]).recipe.check()
     assert message in str(error.value)
 
 

@@ -12,6 +12,7 @@ from lipzoo.system.files import write_text
 from lipzoo.system.progress import waiting
 from lipzoo.system.version import VERSION
 from lipzoo.train.checkpoint import Loaded, load
+from lipzoo.train.reading import run_of
 
 
 def certify(directory: Path, console: Console | None = None) -> tuple[Certificate, str, Path | None]:
@@ -24,9 +25,7 @@ def certify(directory: Path, console: Console | None = None) -> tuple[Certificat
     loaded = load(directory)
     certificate = _certificate(loaded, console)
     text = json.dumps(to_json(certificate, loaded), indent=2, allow_nan=False) + "\n"
-    folder = loaded.path.parent
-    run = folder.parent if folder.name == "checkpoints" else folder
-    path = run / "certificate.json"
+    path = run_of(loaded.path) / "certificate.json"
     try:
         write_text(path, text)
     except OSError as error:

@@ -12,6 +12,7 @@ from lipzoo.system.version import VERSION
 
 TOOLS: Mapping[str, tuple[str, str]] = {
     "certify": ("lipzoo.certify", "certify the stored weights of a checkpoint"),
+    "evaluate": ("lipzoo.evaluate", "clean, certified and attacked accuracy of classifiers"),
     "sample": ("lipzoo.sample", "generate text with a trained transformer"),
     "activations": ("lipzoo.activations", "measure the activations of a transformer"),
     "import-npz": ("lipzoo.import_npz", "import a published checkpoint"),

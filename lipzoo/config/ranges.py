@@ -61,4 +61,4 @@ def range_of(kind: Any) -> Range | None:
 
 def shown(number: Number) -> str:
     """A number as in a sentence."""
-    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{number:,}" if isinstance(number, int) else f"{number:,.15g}"

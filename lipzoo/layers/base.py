@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from lipzoo.theory.bound import Bound
-from lipzoo.theory.numbers import format_power
+from lipzoo.theory.numbers import format_power, log_times, log_up
 from lipzoo.theory.space import Space
 from lipzoo.theory.weight import Measure, Projection, Weight, cap_norm, is_weight, map_weights, weights
 
@@ -61,6 +61,17 @@ class AbstractModule(eqx.Module):
 
         **Raises:** SpaceError if the input is not in a space that the module takes.
         """
+
+    def differences(self, incoming: Bound, measure: Measure) -> Float[np.ndarray, "n n"]:
+        """log Dⱼₖ with |Δzⱼ - Δzₖ| ≤ Dⱼₖ·‖Δx‖, Δz the change of an output that is one vector, ‖Δx‖ in RMS norm.
+
+        Of any two entries of a vector of n, |Δzⱼ - Δzₖ| ≤ √2·‖Δz‖₂ = √(2n)·‖Δz‖ ≤ √(2n)·L‖Δx‖. Modules that know more
+        say less.
+        """
+        image = self.bound(incoming, measure).vector(type(self).__name__)
+        size = image.space.size  # pyright: ignore[reportAttributeAccessIssue]
+        gain = np.asarray(log_times(image.log_lipschitz, log_up(math.sqrt(2 * size))))
+        return np.where(np.eye(size, dtype=bool), -math.inf, gain)
 
     def extend(self, x: Shaped[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
         """The output for further tokens of a sequence, the first of them at position `first`.

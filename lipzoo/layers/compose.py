@@ -6,10 +6,13 @@ from collections.abc import Iterable
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_module, check_shape
+from lipzoo.layers.linear import Scale
 from lipzoo.theory.bound import Bound, weighted_sum
+from lipzoo.theory.numbers import log_times, log_up
 from lipzoo.theory.space import Space, Tokens, Vector, example_shape
 from lipzoo.theory.weight import Measure
 
@@ -41,6 +44,16 @@ class Sequential(AbstractModule):
         for layer in self.layers:
             incoming = layer.bound(incoming, measure)
         return incoming
+
+    def differences(self, incoming: Bound, measure: Measure) -> Float[np.ndarray, "n n"]:
+        """Those of the last layer; factors after it multiply them."""
+        if not self.layers:
+            return super().differences(incoming, measure)
+        *before, last = self.layers
+        if isinstance(last, Scale):
+            inner = Sequential(before).differences(incoming, measure)
+            return np.asarray(log_times(inner, log_up(abs(last.factor))))
+        return last.differences(Sequential(before).bound(incoming, measure), measure)
 
     def extend(self, x: Shaped[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
         for layer in self.layers:

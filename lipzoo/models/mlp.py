@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.config.fields import field_refusal, options
@@ -117,6 +118,9 @@ class MLP(AbstractModule):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         return self.body.bound(incoming, measure)
+
+    def differences(self, incoming: Bound, measure: Measure) -> Float[np.ndarray, "n n"]:
+        return self.body.differences(incoming, measure)
 
 
 def _linear(

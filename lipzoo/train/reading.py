@@ -128,6 +128,11 @@ def read_about(step: Path) -> dict[str, Any]:
     return about
 
 
+def run_of(step: Path) -> Path:
+    """The run that a checkpoint lies in."""
+    return step.parent.parent if step.parent.name == "checkpoints" else step.parent
+
+
 def read_recipe(step: Path) -> Recipe:
     """The recipe that a checkpoint was trained by. Raises Damaged, or UserError if its version is another."""
     about = read_about(step)

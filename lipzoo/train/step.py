@@ -32,7 +32,11 @@ TrainStep = Callable[[State, Batch, Hyper], tuple[State, Metrics]]
 FULL = Mask()
 
 
-@functools.cache
+KEPT = 16
+"""Compiled steps that are kept for plans that come again; each takes memory."""
+
+
+@functools.lru_cache(KEPT)
 def make_train_step(plan: Plan, mesh: Mesh, window: int = 0) -> TrainStep:
     """The compiled step (state, batch, hyper) → (state, metrics), the same for equal plans.
 
@@ -43,7 +47,7 @@ def make_train_step(plan: Plan, mesh: Mesh, window: int = 0) -> TrainStep:
     return jax.jit(Computation(plan, mesh, Mask(window)).step, donate_argnums=0, **shardings)
 
 
-@functools.cache
+@functools.lru_cache(KEPT)
 def make_train_steps(plan: Plan, mesh: Mesh, window: int = 0) -> TrainStep:
     """The step of many runs at once: states, batches, numbers and metrics with a leading axis, and one clock for all.
 

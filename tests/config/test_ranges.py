@@ -16,7 +16,7 @@ CASES = [
     (Range(0, 1), "between 0 and 1", [0, 1, 0.5], [-0.1, 1.1]),
     (Range(0, 4096), "between 0 and 4,096", [4096], [4097]),
     (Range(0, 1, open_high=True), "at least 0 and below 1", [0, 0.9999], [1]),
-    (Range(0, 1e6, open_low=True), "positive and at most 1e+06", [1e6], [0]),
+    (Range(0, 1e6, open_low=True), "positive and at most 1,000,000", [1e6], [0]),
     (Range(2, open_low=True), "above 2", [2.1], [2]),
     (Range(high=3), "at most 3", [-5, 3], [4]),
 ]

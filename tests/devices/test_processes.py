@@ -13,6 +13,7 @@ import pytest
 from lipzoo.config.fields import field_refusal
 from lipzoo.devices.processes import SLURM_TASKS, ProcessConfig
 from lipzoo.report.metrics import read_metrics
+from tests.conftest import FLAGS
 from tests.train.test_loop import sha256
 
 SMALL = ["--width", 8, "--no-seal", "--batch-size", 8, "--log-interval", 1, "--val-interval", 100]
@@ -26,7 +27,7 @@ def free_port():
 
 def start(devices, *arguments, environment=None):
     """A process with so many fake devices."""
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "recipes.digits_mlp", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env={**os.environ, **flags, **(environment or {})}, **pipes)

@@ -378,7 +378,6 @@ def test_impossible_regions_are_refused_in_one_sentence(options, flag):
         dataclasses.replace(make(), ebc=EBCConfig(enable=True, **options)).check()
     assert flag in str(error.value)
     assert "\n" not in str(error.value)
-    dataclasses.replace(make(), ebc=EBCConfig(enable=False, **options)).check()
 
 
 def test_what_is_no_number_is_refused_in_use_or_not():

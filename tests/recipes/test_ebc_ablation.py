@@ -149,7 +149,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
         (["--data", "shakespeare", "--num-heads", "3"], "--d-embed must be divisible by"),
         (["--deltas", "0"], "--deltas must"),
         (["--adam-lr", "0"], "--adam-lr, --muon-lr or --lr-scales"),
-        (["--num-blocks", "0"], "--num-blocks and --num-heads must"),
+        (["--num-blocks", "0"], "--num-blocks must be at least 1"),
         (["--seeds", "-1"], "--seeds must"),
         (["--out", "~nosuchuser/x"], "no home directory"),
     ],

@@ -1,5 +1,8 @@
 """Geometries: their norms are those of NumPy's SVD, and no direction of unit norm is steeper than theirs."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,5 +53,6 @@ def test_what_a_geometry_says_of_itself():
 
 
 def test_a_geometry_that_is_none_is_told():
-    with pytest.raises(ValueError, match="the geometry of b must be one such as DENSE, COLUMN"):
-        Weight(jnp.ones((4, 1)), "b", "bias")
+    code = "import jax.numpy as jnp; from lipzoo.theory.weight import Weight; Weight(jnp.ones((4, 1)), 'b', 'bias')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # Without the checks of types.
+    assert "ValueError: the geometry of b must be one such as DENSE, COLUMN" in done.stderr

@@ -1,0 +1,108 @@
+"""`python -m lipzoo.evaluate RUN [RUN …]`: clean, certified and attacked accuracy of image classifiers."""
+
+import dataclasses
+import json
+import math
+import sys
+from fractions import Fraction
+from typing import Annotated
+
+import tyro
+from rich.table import Table
+
+from lipzoo.config.fields import field_refusal
+from lipzoo.config.ranges import Count, Seed, Whole
+from lipzoo.evaluate.attack import Strength
+from lipzoo.evaluate.run import Evaluation, alarm, evaluate, fraction, write
+from lipzoo.system.errors import UserError
+from lipzoo.system.paths import UserPath
+from lipzoo.system.streams import make_console
+from lipzoo.system.terminal import guarded, program
+from lipzoo.train.reading import run_of
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What can be said on the command line."""
+
+    checkpoint_dirs: Annotated[tuple[UserPath, ...], tyro.conf.Positional]
+    """Runs, their checkpoints folders, or steps in them. Of each the newest step is taken."""
+    epsilons: tuple[str, ...] = ("36/255", "72/255", "108/255", "255/255")
+    """ℓ₂ distances, of pixels in [0, 1]; as numbers or fractions."""
+    attacked: Whole = 500
+    """Test images to attack, at most: the first ones; 0 for none."""
+    steps: Count = 40
+    """Steps of the projected gradient, for each distance and restart."""
+    restarts: Count = 3
+    """Starts of the projected gradient: the image, and random points around it."""
+    boundary_steps: Count = 100
+    """Steps of the search for the nearest input of another class."""
+    box: bool = True
+    """Try only images with pixels in [0, 1]; certificates hold without that too."""
+    seed: Seed = 0
+    """Seed of the starts."""
+    json: bool = False
+    """Print JSON: of one run as in its evaluation.json, of several a list of these."""
+
+    def distances(self) -> tuple[float, ...]:
+        """The ε as numbers. Raises UserError if one is none, or not positive."""
+        values = []
+        for text in self.epsilons:
+            try:
+                value = float(Fraction(text))
+            except (ValueError, ZeroDivisionError, OverflowError):
+                raise UserError(f"--epsilons takes numbers and fractions such as 36/255, got {text!r}") from None
+            if not 0 < value < math.inf:
+                raise UserError(f"--epsilons must be positive and finite, got {text}")
+            values.append(value)
+        if not values:
+            raise UserError("--epsilons needs at least one distance")
+        return tuple(sorted(set(values)))
+
+
+def _main() -> int:
+    description = "Evaluates image classifiers: what is certified of their test images, and what attacks find."
+    line = tyro.cli(CommandLine, prog=program(), description=description)
+    if refusal := field_refusal(line):
+        raise UserError(refusal)
+    if not line.checkpoint_dirs:
+        raise UserError("give the directory of a run, or of several")
+    distances = line.distances()
+    strength = Strength(line.steps, line.restarts, line.boundary_steps, line.box)
+    found, status = [], 0
+    for directory in line.checkpoint_dirs:
+        evaluation = evaluate(directory, distances, line.attacked, strength, line.seed)
+        folder = run_of(evaluation.loaded.path)
+        try:
+            paths = write(evaluation, folder)
+            status = max(status, alarm(evaluation, folder))
+        except OSError as error:
+            print(f"warning: cannot write to {folder} ({error.strerror})", file=sys.stderr)
+            paths = []
+        found.append(evaluation)
+        if not line.json:
+            make_console().print(evaluation)
+            if paths:
+                print("wrote", ", ".join(map(str, paths)))
+    if line.json:
+        values = [evaluation.to_json() for evaluation in found]
+        print(json.dumps(values[0] if len(values) == 1 else values, indent=2, allow_nan=False))
+    elif len(found) > 1:
+        make_console().print(comparison(found, distances))
+    return status
+
+
+def comparison(found: list[Evaluation], distances: tuple[float, ...]) -> Table:
+    """A row a run: clean accuracy, and certified (attacked) accuracy at each distance."""
+    table = Table("run", "clean", *map(fraction, distances), title="Certified accuracy (under attack)")
+    for evaluation in found:
+        attacked = evaluation.attacked_accuracy
+        cells = [f"{value:.1%}" for value in evaluation.certified]
+        if attacked is not None:
+            cells = [f"{cell} ({value:.1%})" for cell, value in zip(cells, attacked, strict=True)]
+        table.add_row(str(run_of(evaluation.loaded.path)), f"{evaluation.clean:.1%}", *cells)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(_main))

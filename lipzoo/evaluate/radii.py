@@ -1,0 +1,114 @@
+"""Certified radii: how far each input may move before its class can change."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lipzoo.data import Split
+from lipzoo.models import AbstractModule
+from lipzoo.theory.bound import Bound
+from lipzoo.theory.numbers import exp_up
+from lipzoo.theory.space import Vector
+from lipzoo.theory.weight import exact_norm
+
+TOGETHER = 2048
+"""Images whose logits are computed at once."""
+REACH = 2.0
+"""The RMS norm of inputs up to which pair constants hold; images have at most 1."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Radii:
+    """What is certified of each image, in the order of its split.
+
+    **Attributes:**
+
+    - `label`, `prediction`: its class, and that of its largest logit.
+    - `margin`: by how much that logit is above all others.
+    - `radius`: no input within this ℓ₂ distance (of pixels in [0, 1]) has another largest logit.
+    """
+
+    label: Int[np.ndarray, " n"]
+    prediction: Int[np.ndarray, " n"]
+    margin: Float[np.ndarray, " n"]
+    radius: Float[np.ndarray, " n"]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Which images are classified as they are labelled."""
+        return self.label == self.prediction
+
+    def certified_accuracy(self, epsilons: Sequence[float]) -> list[float]:
+        """The fraction that is correct, and stays so for every change of size ε."""
+        return [float((self.correct & (self.radius > epsilon)).mean()) for epsilon in epsilons]
+
+    def save(self, path: Path) -> None:
+        """Writes all as a NumPy archive, with the image's index."""
+        with path.open("wb") as file:
+            np.savez_compressed(file, index=np.arange(len(self.label)), **dataclasses.asdict(self))
+
+
+def pair_constants(model: AbstractModule) -> Float[np.ndarray, "classes classes"]:
+    """Dⱼₖ with |Δzⱼ - Δzₖ| ≤ Dⱼₖ‖Δx‖₂, z the logits and x one vector: in ℓ₂, rounded up.
+
+    ‖x‖₂ = √n times its RMS norm; the logarithms come from `AbstractModule.differences`. They hold for all inputs of RMS
+    norm up to `REACH`: so for what lies within √n of an image, whose norm is at most 1.
+
+    **Raises:** ValueError if the model takes no vector.
+    """
+    space = model.takes
+    if not isinstance(space, Vector):
+        raise ValueError(f"certified radii are of classifiers of one vector, and this takes {space}")
+    model = jax.tree.map(np.asarray, model)
+    logs = model.differences(Bound.start(space, REACH), exact_norm)
+    return np.asarray(exp_up(logs)) / math.sqrt(space.size) * (1 + 2.0**-50)
+
+
+def certified_radii(
+    logits: Float[np.ndarray, "n classes"], pairs: Float[np.ndarray, "classes classes"], limit: float
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """(prediction, margin, radius) from logits: the class y changes to j only where zⱼ - z_y has moved by its margin,
+    so not within min_j (z_y - zⱼ)/D_yj, which is rounded down, and cut off at `limit`, up to where D is valid.
+
+    Logits are taken to be exact: what the rounding of the network's own forward pass does to them is not covered.
+    """
+    z = np.asarray(logits, np.float64)
+    prediction = z.argmax(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        margins = z[np.arange(len(z)), prediction][:, None] - z
+        margins[np.arange(len(z)), prediction] = math.inf
+        radii = np.where(margins > 0, margins / pairs[prediction], 0.0)  # A pair of equal rows never changes.
+    radius = np.minimum(radii.min(1), limit) * (1 - 2.0**-50)
+    return prediction.astype(np.int32), margins.min(1), np.where(np.isfinite(z).all(1), radius, 0.0)
+
+
+def radii_of(
+    model: AbstractModule,
+    split: Split,
+    white: int,
+    pairs: Float[np.ndarray, "classes classes"],
+    watch: Callable[[int, int], None] = lambda done, count: None,
+) -> Radii:
+    """The radii of all images of a split, in batches."""
+    parts, limit = [], (REACH - 1) * math.sqrt(split.input.shape[1])
+    for start in range(0, len(split.label), TOGETHER):
+        pixels = as_input(split.input[start : start + TOGETHER], white)
+        parts.append(certified_radii(np.asarray(_logits(model, pixels)), pairs, limit))
+        watch(min(start + TOGETHER, len(split.label)), len(split.label))
+    prediction, margin, radius = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Radii(split.label, prediction, margin, radius)
+
+
+def as_input(pixels: np.ndarray, white: int) -> Float[np.ndarray, "n pixels"]:
+    """Pixel values as models see them: in [0, 1]."""
+    return pixels.astype(np.float32) / np.float32(white)
+
+
+@jax.jit
+def _logits(model: AbstractModule, pixels: Float[Array, "n pixels"]) -> Float[Array, "n classes"]:
+    return jax.vmap(model)(pixels)
