@@ -1,8 +1,7 @@
 """Eight fake CPU devices, no network, strict promotion, and what several test files share.
 
 Half of the time of most tests is XLA's, which optimizes what then runs for milliseconds. So it optimizes little here,
-also in the processes that tests start, but for tests marked `optimized`: what rounding does in real training. With
-LIPZOO_TEST_PRODUCTION=1 these are compiled by just the code that users' programs are compiled by.
+also in the processes that tests start, but for tests marked `optimized`: what rounding does in real training.
 """
 
 import os
@@ -21,15 +20,31 @@ import atexit
 import gc
 import itertools
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax._src import compiler
 
-QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-"""Takes another 60% off the time of compilation. XLA ends a process that gives a flag which it does not know."""
-FLAGS = QUICK if version("jax").startswith("0.10.") and "LIPZOO_TEST_PRODUCTION" not in os.environ else ""
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+jax.devices()  # From here on flags are read by the processes that tests start alone.
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+"""Takes another half off the time of compilation, where little is optimized."""
+FLAGS = ""
+if version("jax").startswith("0.10."):  # Others may not know these, and XLA ends a process that gives such.
+    FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+    os.environ["XLA_FLAGS"] += f" {FLAGS}"
+    options_of = compiler.get_compile_options
+
+    def quick_options(*arguments: Any, **named: Any) -> Any:
+        """What jax compiles by, and these."""
+        options = options_of(*arguments, **named)
+        if jax.config.read("jax_disable_most_optimizations"):
+            options.env_option_overrides = [*options.env_option_overrides, *QUICK.items()]
+        return options
+
+    compiler.get_compile_options = quick_options
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

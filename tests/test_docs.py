@@ -51,6 +51,7 @@ SHORT = {
     "recipes.gpt145m": TOKENS,
     "recipes.ebc_ablation": TOY,
     "lipzoo.certify": "",
+    "lipzoo.evaluate": "--steps 2 --restarts 1 --boundary-steps 4",
     "lipzoo.cli": "",
     "lipzoo.sample": "--length 5",
     "lipzoo.activations": "",

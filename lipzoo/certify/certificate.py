@@ -30,6 +30,8 @@ TOKEN_STATEMENT = (
     "tokens, f from {start} to output under one attention mask, computed exactly with the stored weights. "
     "The rounding of the network's own forward pass is not covered."
 )
+SCHEMA = 1
+"""The version of certificate.json (docs/schema.md)."""
 METHOD = "NumPy SVD in float64, inflated by 1 + 8·max(m, n)·2⁻⁵²; layer by layer, rounded up"
 
 
@@ -141,10 +143,12 @@ class Certificate:
     def to_json(self) -> dict[str, Any]:
         """A JSON object; infinite numbers are null."""
         return {
+            "schema": SCHEMA,
             "rows": [_finite(dataclasses.asdict(row)) for row in self.rows],
             "certified": _bound_json(self.certified),
             "a_priori": _bound_json(self.a_priori) | {"caps_hold": self.caps_hold},
             "published_formula": None if self.published is None else _bound_json(self.published),
+            "lipschitz_l2": None if self.l2_factor is None else _finite({"": self.lipschitz * self.l2_factor})[""],
             "log10_l2_lipschitz": None if self.l2_factor is None else _finite({"": self._log10_l2(self.certified)})[""],
             "method": METHOD,
             "statement": self.statement,

@@ -165,12 +165,12 @@ def _at_least_one(square: Float[Array, "*batch"]) -> Float[Array, "*batch 1 1"]:
 def iterate(x: Float[Array, "*b s n"], rows: Polynomial) -> Float[Array, "*b s n"]:
     """The polynomial `rows` applied to the singular values of X, for ‖X‖ ≤ 1 and s ≤ n, by products with X."""
 
-    def one_row(x: Array, row: Array) -> tuple[Array, None]:
+    def one_row(x: Array, row: Array | np.ndarray) -> tuple[Array, None]:
         a, b, c = row
         gram = _product(x, x.mT)
         return a * x + _product(b * gram + c * _product(gram, gram), x), None
 
-    return repeat(one_row, x, jnp.asarray(rows, x.dtype))[0]
+    return repeat(one_row, x, np.asarray(rows, x.dtype))[0]
 
 
 def _product(left: Float[Array, "*b m k"], right: Float[Array, "*b k n"]) -> Float[Array, "*b m n"]:
@@ -188,20 +188,20 @@ def gram_polynomial(gram: Float[Array, "*b s s"], rows: Polynomial) -> Float[Arr
     identity = identity_like(gram)
     gram = gram + 4 * jnp.finfo(gram.dtype).eps * identity
 
-    def factor(gram: Array, row: Array) -> Array:
+    def factor(gram: Array, row: Array | np.ndarray) -> Array:
         a, b, c = row
         return a * identity + b * gram + c * _product(gram, gram)
 
     def moved(gram: Array, step: Array) -> Array:
         return _product(_product(gram, step), step)
 
-    def one_row(carry: tuple[Array, Array], row: Array) -> tuple[tuple[Array, Array], None]:
+    def one_row(carry: tuple[Array, Array], row: Array | np.ndarray) -> tuple[tuple[Array, Array], None]:
         total, gram = carry
         step = factor(gram, row)
         return (_product(total, step), moved(gram, step)), None
 
     # The ends are outside, since they are short of a product or two.
-    table = jnp.asarray(rows, gram.dtype)
+    table = np.asarray(rows, gram.dtype)
     first = factor(gram, table[0])
     total, gram = repeat(one_row, (first, moved(gram, first)), table[1:-1])[0]
     return _product(total, factor(gram, table[-1]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray
@@ -112,10 +113,22 @@ def _bits(dtype: DTypeLike) -> tuple[Any, int, int]:
     return jnp.int32, 2**31 - 1, 0x7F80 << 16
 
 
-def repeat(body: Callable[..., Any], start: Any, xs: Any = None, length: int | None = None) -> tuple[Any, Any]:
-    """`jax.lax.scan`, written out, unless XLA is told to compile quickly: a loop is compiled once for all its rounds,
-    which takes half of the time, and runs slower (small matrices by a tenth of a training step)."""
-    return jax.lax.scan(body, start, xs, length, unroll=not jax.config.read("jax_disable_most_optimizations"))
+def repeat(body: Callable[..., Any], start: Any, xs: Any = None, length: int = 0) -> tuple[Any, list[Any]]:
+    """`jax.lax.scan` over the rows of a NumPy array, or so many times, written out; outputs come as a list.
+
+    Inside a compilation that is told to be quick it stays a loop, which is compiled once for all rounds, in half of the
+    time, and runs slower (small matrices by a tenth of a training step).
+    """
+    rounds = length if xs is None else len(xs)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(start))
+    if traced and jax.config.read("jax_disable_most_optimizations"):
+        carry, stacked = jax.lax.scan(body, start, xs, rounds)
+        return carry, [jax.tree.map(lambda x, index=index: x[index], stacked) for index in range(rounds)]
+    outputs = []
+    for index in range(rounds):
+        start, output = body(start, None if xs is None else xs[index])
+        outputs.append(output)
+    return start, outputs
 
 
 def power_of_two(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -179,8 +192,8 @@ def gram_norm(matrix: Float[Array, "*batch m n"], squarings: int = GRAM_SQUARING
         return (squared, gamma(size, u) * spread), (divisor, error)
 
     start = product, gamma(terms, u) * _trace(product, terms)
-    (product, error), (divisors, errors) = repeat(square_it, start, length=squarings)
-    stages = [*zip(divisors, errors, strict=True), (jnp.ones_like(unit), error)]
+    (product, error), stages = repeat(square_it, start, length=squarings)
+    stages = [*stages, (jnp.ones_like(unit), error)]
     # The smallest positive number keeps the gradient at zero finite.
     square = jnp.maximum(jnp.sum(product**2, axis=(-2, -1)) * math.exp((size**2 + 2) * u), jnp.finfo(x.dtype).tiny)
     bound = jnp.sqrt(square)

@@ -1,0 +1,97 @@
+"""The command: what it prints and writes, and what it refuses."""
+
+import dataclasses
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from lipzoo.evaluate import __main__ as command
+from lipzoo.evaluate.attack import Attacked, Strength
+from lipzoo.evaluate.run import alarm, evaluate
+from lipzoo.system.terminal import guarded
+
+QUICK = ["--attacked", "20", "--steps", "5", "--restarts", "2", "--boundary-steps", "20"]
+
+
+def run(monkeypatch, capsys, *arguments):
+    """(exit status, stdout, stderr) of the command line."""
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+    status = guarded(command._main)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_a_run_is_evaluated_and_written_beside_its_checkpoints(run_copy, monkeypatch, capsys):
+    status, out, err = run(monkeypatch, capsys, run_copy, *QUICK)
+    assert (status, err) == (0, "")
+    for word in (
+        "36/255",
+        "255/255",
+        "certified",
+        "under attack",
+        "mean p(true)",
+        "360 test images",
+        "first 20 images",
+    ):
+        assert word in " ".join(out.split())
+    value = json.loads((run_copy / "evaluation.json").read_text())
+    assert value["schema"] == 1
+    assert value["images"] == 360
+    assert value["certified_accuracy"] == sorted(value["certified_accuracy"], reverse=True)
+    assert max(value["certified_accuracy"]) <= value["clean_accuracy"]
+    pairs = zip(value["certified_accuracy_of_attacked"], value["attacked_accuracy"], strict=True)
+    assert all(certified <= attacked for certified, attacked in pairs)
+    assert value["violations"] == []
+    with np.load(run_copy / "radii.npz") as radii, np.load(run_copy / "adversaries.npz") as found:
+        assert radii["radius"].shape == (360,)
+        assert found["nearest"].shape == (20, 64)
+        right = (radii["label"] == radii["prediction"])[:20]
+        assert (found["distance"][right] >= radii["radius"][:20][right]).all()
+        assert (found["distance"][~right] == 0).all()
+
+
+def test_json_is_what_is_written_and_several_runs_are_compared(run_copy, tmp_path, monkeypatch, capsys):
+    status, out, _ = run(monkeypatch, capsys, run_copy, "--attacked", "0", "--json", "--epsilons", "0.1", "1/2")
+    assert status == 0
+    assert json.loads(out) == json.loads((run_copy / "evaluation.json").read_text())
+    assert json.loads(out)["epsilons_l2"] == [0.1, 0.5]
+    other = shutil.copytree(run_copy, tmp_path / "other")
+    status, out, _ = run(monkeypatch, capsys, run_copy, other, "--attacked", "0")
+    assert status == 0
+    assert "Certified accuracy" in out
+
+
+def test_an_adversary_within_a_certified_radius_is_an_alarm(run_copy, tmp_path, capsys):
+    found = evaluate(run_copy, (0.1, 0.5), 4, Strength(2, 1, 2))
+    index = int(np.flatnonzero(found.radii.correct[:4])[0])
+    distance = np.array(found.attacked.distance)
+    distance[index] = found.radii.radius[index] / 2
+    wrong = dataclasses.replace(found, attacked=Attacked(found.attacked.nearest, distance, found.attacked.probability))
+    assert alarm(found, tmp_path) == 0
+    assert alarm(wrong, tmp_path) == 1
+    assert f"ALARM: adversaries within the certified radius of images {index}" in capsys.readouterr().err
+    with np.load(tmp_path / "violations.npz") as stored:
+        assert stored["index"].tolist() == [index]
+
+
+REFUSED = [
+    ([], "give the directory of a run"),
+    (["{run}", "--epsilons", "36/0"], "--epsilons takes numbers and fractions such as 36/255, got '36/0'"),
+    (["{run}", "--epsilons", "-1"], "--epsilons must be positive"),
+    (["{run}", "--epsilons", "x"], "--epsilons takes numbers"),
+    (["{run}", "--epsilons"], "--epsilons needs at least one distance"),
+    (["{run}", "--steps", "0"], "--steps must be at least 1"),
+    (["{run}/nowhere"], "holds no finished checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=[m for _, m in REFUSED])
+def test_what_cannot_be_evaluated_is_told_in_a_sentence(arguments, message, digits_run, monkeypatch, capsys):
+    arguments = [part.replace("{run}", str(digits_run)) for part in arguments]
+    status, _, err = run(monkeypatch, capsys, *arguments)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
