@@ -72,7 +72,7 @@ def attack(
     points = jnp.concatenate([found[0].reshape(-1, image.size), there[None], image[None]])
     values = jax.vmap(logits)(points)
     fooled = jax.vmap(margin, (0, None))(values, label) <= 0
-    distances = jnp.where(fooled, jnp.linalg.norm(points - image, axis=-1), jnp.inf)
+    distances = jnp.where(fooled, jnp.linalg.norm(points - image[None], axis=-1), jnp.inf)
     best = distances.argmin()
     own = jax.nn.softmax(logits(image))[label]
     probability = jnp.minimum(found[1].min(1), own)

@@ -84,7 +84,7 @@ REFUSED = [
     (["{run}", "--epsilons", "x"], "--epsilons takes numbers"),
     (["{run}", "--epsilons"], "--epsilons needs at least one distance"),
     (["{run}", "--steps", "0"], "--steps must be at least 1"),
-    (["{run}/nowhere"], "holds no finished checkpoint"),
+    (["{run}/nowhere"], "is not a directory"),
 ]
 
 
