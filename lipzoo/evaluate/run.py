@@ -117,7 +117,9 @@ class Evaluation:
 
     def __rich__(self) -> Group:
         table = Table("ε (ℓ₂)", title=f"{self.loaded.recipe.name}, step {self.loaded.step}: {self.clean:.2%} clean")
-        columns = ["certified", *([] if self.attacked is None else ["under attack", "mean p(true)"])]
+        columns = ["certified"]
+        if self.attacked is not None:  # Of other images than all: so what is certified of these stands beside it.
+            columns += [f"of the first {self.count:,}: certified", "under attack", "mean p(true)"]
         for name in columns:
             table.add_column(name, justify="right")
         values = self.to_json()
@@ -125,6 +127,7 @@ class Evaluation:
             cells = [f"{self.certified[index]:.2%}"]
             if self.attacked is not None:
                 cells += [
+                    f"{values['certified_accuracy_of_attacked'][index]:.2%}",
                     f"{values['attacked_accuracy'][index]:.2%}",
                     f"{values['mean_true_probability'][index]:.3f}",
                 ]
