@@ -44,6 +44,7 @@ class Linear(AbstractModule):
 
     def differences(self, incoming: Bound, measure: Measure) -> Float[np.ndarray, "n n"]:
         """log ‖wⱼ - wₖ‖₂ + log √in + log L, from the rows as they are: |⟨wⱼ - wₖ, Δx⟩| ≤ ‖wⱼ - wₖ‖₂·√in·‖Δx‖."""
+        check_axes(self.weight, "a matrix")
         incoming = incoming.vector(self.weight.name, self.weight.array.shape[-1], flat=True)
         rows = np.asarray(self.weight.array).astype(np.float64)
         gaps = np.stack([np.linalg.norm(rows - row, axis=1) for row in rows])

@@ -75,9 +75,9 @@ else:
 
 def check_packages(loggers: Sequence[str]) -> None:
     """Raises UserError if a package is missing that these loggers need; to be called before a run is begun."""
-    for name in loggers:
+    for name in (name for name in loggers if LOGGERS[name].package):
         try:
-            importlib.import_module(LOGGERS[name].package or "lipzoo")
+            importlib.import_module(LOGGERS[name].package)
         except ImportError as error:
             raise UserError(f"--{name} needs a package: pip install 'lipzoo[{name}]'") from error
 

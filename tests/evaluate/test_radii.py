@@ -102,6 +102,11 @@ def test_certified_accuracy_counts_what_is_right_and_stays_so():
     assert radii.certified_accuracy([0.0, 0.1, 0.2, 0.5]) == [0.75, 0.5, 0.25, 0.0]
 
 
+def test_an_ensemble_has_no_rows_of_one_classifier(getkey):
+    with pytest.raises(ValueError, match="of an ensemble take one member"):
+        pair_constants(Linear(Weight(jax.random.normal(getkey(), (2, 3, 4)), "w")))
+
+
 def test_tokens_have_no_radius(getkey):
     with pytest.raises(ValueError, match="certified radii are of classifiers of one vector"):
         pair_constants(GPT(11, GPTConfig(width=8, heads=2, depth=1), key=getkey()))
