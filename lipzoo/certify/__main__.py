@@ -8,6 +8,9 @@ from typing import Annotated
 import tyro
 
 from lipzoo.certify.run import certify
+from lipzoo.certify.tighten import STEPS
+from lipzoo.config.fields import field_refusal
+from lipzoo.config.ranges import Whole
 from lipzoo.system.errors import UserError
 from lipzoo.system.paths import UserPath
 from lipzoo.system.streams import make_console
@@ -25,13 +28,17 @@ class CommandLine:
     """Print the certificate as JSON."""
     max_lipschitz: float | None = None
     """Exit with status 1 if the certified bound is above this."""
+    tighten: Whole = STEPS
+    """Steps of a search for a smaller bound of a network of vectors, at most."""
 
 
 def _main() -> int:
     line = tyro.cli(CommandLine, prog=program(), description="Certifies the stored weights of a checkpoint.")
     if line.max_lipschitz is not None and math.isnan(line.max_lipschitz):
         raise UserError("--max-lipschitz must be a number")
-    certificate, text, _ = certify(line.checkpoint_dir)
+    if refusal := field_refusal(line):
+        raise UserError(refusal)
+    certificate, text, _ = certify(line.checkpoint_dir, tighten=line.tighten)
     if line.json:
         print(text, end="")
     else:

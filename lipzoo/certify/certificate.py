@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,25 +14,17 @@ from rich.text import Text
 
 from lipzoo.certify.measured import ExactNorms, place_of, table_rows
 from lipzoo.certify.published import published_bound
+from lipzoo.certify.statement import METHODS, gained, l2_factor, statement
+from lipzoo.certify.tighten import tightest
 from lipzoo.layers.base import check_module
 from lipzoo.models import AbstractModule
 from lipzoo.theory.bound import Bound
-from lipzoo.theory.numbers import Scalar, format_power, round_digits
-from lipzoo.theory.space import Space, SpaceError, Symbols, Vector, example_shape
+from lipzoo.theory.numbers import Scalar, format_power, log_up, round_digits
+from lipzoo.theory.space import Space, SpaceError, Symbols, example_shape
 from lipzoo.theory.weight import Weight, cap_norm, check_names, weights
 
-VECTOR_STATEMENT = (
-    "For all inputs x, x' {domain}: ‖f(x) - f(x')‖ ≤ L‖x - x'‖ in RMS norms, f from input to output, "
-    "computed exactly with the stored weights. The rounding of the network's own forward pass is not covered."
-)
-TOKEN_STATEMENT = (
-    "For all sequences x, x' of tokens no larger in RMS norm than {domain}: max ‖f(x) - f(x')‖ ≤ L max ‖x - x'‖ over "
-    "tokens, f from {start} to output under one attention mask, computed exactly with the stored weights. "
-    "The rounding of the network's own forward pass is not covered."
-)
 SCHEMA = 1
 """The version of certificate.json (docs/schema.md)."""
-METHOD = "NumPy SVD in float64, inflated by 1 + 8·max(m, n)·2⁻⁵²; layer by layer, rounded up"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +46,8 @@ class Certificate:
 
     - `rows`: one per weight.
     - `a_priori`: the bound from the caps alone, before training; true as long as every cap holds (`caps_hold`).
-    - `certified`: the bound from the float64 norms of the weights.
+    - `certified`: the smallest bound that was found from the stored weights.
+    - `layerwise`: the bound from their float64 norms, one layer after the other; `rows` are about this.
     - `published`: the formula of the paper that the model comes from, for comparison (see `lipzoo.certify.published`):
       no bound for transformers; None where there is none.
 
@@ -64,6 +57,7 @@ class Certificate:
     rows: tuple[Row, ...]
     a_priori: Bound
     certified: Bound
+    layerwise: Bound
     published: Bound | None
 
     @staticmethod
@@ -73,12 +67,14 @@ class Certificate:
         window: int | None = None,
         space: Space | None = None,
         watch: Callable[[int, int], None] = lambda done, count: None,
+        tighten: int = 0,
     ) -> "Certificate":
         """The certificate of a model in memory, for inputs of norm at most `radius` (1 for pixels in [0, 1]).
 
         `space` is what the model takes (`lipzoo.space`); models of this library know it themselves. `window` is the
         number of tokens in a sequence, which the published formula of LipsFormer wants to know; `watch` is told how
-        many weights were measured, and of how many.
+        many weights were measured, and of how many. Of networks of vectors an ellipsoid is taken through the layers
+        too (`lipzoo.theory.ellipsoid`), and made smaller by up to `tighten` steps of a search; 60 of them gain most.
 
         **Raises:** TypeError if it is no model of this library; ValueError if a weight holds NaN or infinite entries,
         if two weights share a name, if there are none, if the radius is not positive and finite, or if a part of the
@@ -99,41 +95,38 @@ class Certificate:
 
         a_priori = model.bound(start, cap)
         exact = ExactNorms(lambda done: watch(done, len(known)))
-        certified = model.bound(start, exact)
-        _check_runs(model, start.space, certified)
+        layerwise = model.bound(start, exact)
+        _check_runs(model, start.space, layerwise)
+        found = [ellipsoid.lipschitz for ellipsoid, _ in tightest(model, start, exact, steps=tighten)]
+        certified = _smallest(layerwise, found)
 
         def share(name: str) -> float:
-            return _share(certified, model.bound(start, lambda w: exact(w) ** (w.name != name)))
+            return _share(layerwise, model.bound(start, lambda w: exact(w) ** (w.name != name)))
 
         places = table_rows(model.matrices(), exact.measured)
         rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in places)
-        return Certificate(rows, a_priori, certified, published_bound(model, start, certified, exact, window))
+        published = published_bound(model, start, layerwise, exact, window)
+        return Certificate(rows, a_priori, certified, layerwise, published)
 
     @property
     def l2_factor(self) -> float | None:
         """Times L it gives the ℓ₂ → ℓ₂ constant: √(outputs/inputs); None for sequences, measured by their tokens."""
-        first, last = self.certified.domain.space, self.certified.space
-        if not (isinstance(first, Vector) and isinstance(last, Vector)):
-            return None
-        return math.sqrt(last.size / first.size) * (1 + 2.0**-50)
+        return l2_factor(self.certified)
 
     @property
     def statement(self) -> str:
         """What is proved, read off the bound."""
-        domain = self.certified.domain
-        radius = round_digits(float(domain.radius), 6, up=False)
-        if isinstance(domain.space, Vector):
-            pixels = " (as all with pixels in [0, 1])" if domain.radius == 1 else ""
-            return VECTOR_STATEMENT.format(domain=f"of RMS norm at most {radius}{pixels}")
-        if domain.embedded:
-            rows = f"the largest row of the embedding, {radius}"
-            return TOKEN_STATEMENT.format(domain=rows, start="embedded tokens")
-        return TOKEN_STATEMENT.format(domain=radius, start="tokens")
+        return statement(self.certified)
 
     @property
     def lipschitz(self) -> float:
         """The certified RMS → RMS Lipschitz constant; infinite where float64 overflows."""
         return float(self.certified.lipschitz)
+
+    @property
+    def method(self) -> str:
+        """How the certified bound was found."""
+        return METHODS["layers" if self.certified is self.layerwise else "ellipsoids"]
 
     @property
     def caps_hold(self) -> bool:
@@ -146,11 +139,12 @@ class Certificate:
             "schema": SCHEMA,
             "rows": [_finite(dataclasses.asdict(row)) for row in self.rows],
             "certified": _bound_json(self.certified),
+            "layerwise": _bound_json(self.layerwise),
             "a_priori": _bound_json(self.a_priori) | {"caps_hold": self.caps_hold},
             "published_formula": None if self.published is None else _bound_json(self.published),
             "lipschitz_l2": None if self.l2_factor is None else _finite({"": self.lipschitz * self.l2_factor})[""],
             "log10_l2_lipschitz": None if self.l2_factor is None else _finite({"": self._log10_l2(self.certified)})[""],
-            "method": METHOD,
+            "method": self.method,
             "statement": self.statement,
         }
 
@@ -166,21 +160,36 @@ class Certificate:
         columns = ["L (RMS → RMS)", *([] if self.l2_factor is None else ["L (ℓ₂ → ℓ₂)"]), "largest output"]
         bounds = Table("bound", *map(_right, columns), title="Bounds")
         a_priori = "a priori (caps)" if self.caps_hold else "a priori (a cap does not hold)"
-        named = {"certified": self.certified, a_priori: self.a_priori}
+        named = {"certified": self.certified}
+        if self.certified is not self.layerwise:
+            named["certified, layer by layer"] = self.layerwise
+        named[a_priori] = self.a_priori
         if self.published is not None:
-            named["published formula" if self.published is self.certified else "published formula (no bound)"] = (
+            named["published formula" if self.published is self.layerwise else "published formula (no bound)"] = (
                 self.published
             )
         for name, bound in named.items():
             l2 = [] if self.l2_factor is None else [format_power(self._log10_l2(bound))]
             bounds.add_row(name, format_power(bound.log10_lipschitz), *l2, format_power(bound.log10_radius))
-        return Group(layers, bounds, Text(self.statement, style="dim"))
+        return Group(layers, bounds, Text(gained(self.certified, self.layerwise) + self.statement, style="dim"))
 
     def __str__(self) -> str:
         console = Console(width=100, no_color=True, markup=False, emoji=False)
         with console.capture() as capture:
             console.print(self)
         return capture.get()
+
+
+def _smallest(layerwise: Bound, found: Sequence[float]) -> Bound:
+    """The layerwise bound, or that of an ellipsoid if it is smaller. These are of ℓ₂ norms."""
+    if not found:
+        return layerwise
+    first, last = layerwise.domain.space, layerwise.space
+    factor = math.sqrt(first.size / last.size) * (1 + 2.0**-50)  # pyright: ignore[reportAttributeAccessIssue]
+    log_lipschitz = log_up(min(found) * factor)
+    if not log_lipschitz < layerwise.log_lipschitz:
+        return layerwise
+    return dataclasses.replace(layerwise, log_lipschitz=log_lipschitz)
 
 
 def _space(model: AbstractModule, given: Space | None) -> Space:

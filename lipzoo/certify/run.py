@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lipzoo.certify.certificate import Certificate
+from lipzoo.certify.tighten import STEPS
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
 from lipzoo.system.progress import waiting
@@ -15,7 +16,9 @@ from lipzoo.train.checkpoint import Loaded, load
 from lipzoo.train.reading import run_of
 
 
-def certify(directory: Path, console: Console | None = None) -> tuple[Certificate, str, Path | None]:
+def certify(
+    directory: Path, console: Console | None = None, tighten: int = STEPS
+) -> tuple[Certificate, str, Path | None]:
     """Certifies the newest checkpoint under `directory` and writes `certificate.json` into its run.
 
     Shows on the console, by default on stderr, how far it is.
@@ -23,7 +26,7 @@ def certify(directory: Path, console: Console | None = None) -> tuple[Certificat
     **Returns:** the certificate, its JSON, and where that was written (None where the run cannot be written to).
     """
     loaded = load(directory)
-    certificate = _certificate(loaded, console)
+    certificate = _certificate(loaded, console, tighten)
     text = json.dumps(to_json(certificate, loaded), indent=2, allow_nan=False) + "\n"
     path = run_of(loaded.path) / "certificate.json"
     try:
@@ -34,11 +37,11 @@ def certify(directory: Path, console: Console | None = None) -> tuple[Certificat
     return certificate, text, path
 
 
-def _certificate(loaded: Loaded, console: Console | None) -> Certificate:
+def _certificate(loaded: Loaded, console: Console | None, tighten: int) -> Certificate:
     _, window = loaded.recipe.data.unit
     try:
         with waiting("certifying", None, console) as wait:
-            return Certificate.of(loaded.model, window=window, watch=wait.show)
+            return Certificate.of(loaded.model, window=window, watch=wait.show, tighten=tighten)
     except ValueError as error:
         raise UserError(f"the checkpoint {loaded.path} cannot be certified: {error}") from error
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lipzoo.certify.measured import ExactNorms
+from lipzoo.certify.tighten import mean_log_pair, tightest
 from lipzoo.data import Split
 from lipzoo.models import AbstractModule
 from lipzoo.theory.bound import Bound
-from lipzoo.theory.numbers import exp_up
 from lipzoo.theory.space import Vector
-from lipzoo.theory.weight import exact_norm
 
 TOGETHER = 2048
 """Images whose logits are computed at once."""
@@ -53,20 +53,25 @@ class Radii:
             np.savez_compressed(file, index=np.arange(len(self.label)), **dataclasses.asdict(self))
 
 
-def pair_constants(model: AbstractModule) -> Float[np.ndarray, "classes classes"]:
+def pair_constants(model: AbstractModule, tighten: int = 0) -> Float[np.ndarray, "classes classes"]:
     """Dⱼₖ with |Δzⱼ - Δzₖ| ≤ Dⱼₖ‖Δx‖₂, z the logits and x one vector: in ℓ₂, rounded up.
 
-    ‖x‖₂ = √n times its RMS norm; the logarithms come from `AbstractModule.differences`. They hold for all inputs of RMS
-    norm up to `REACH`: so for what lies within √n of an image, whose norm is at most 1.
+    They are read off ellipsoids (`lipzoo.theory.ellipsoid`), of which up to `tighten` steps of a search make one small;
+    where there is none, they are √2·L, since no difference of two entries changes by more than √2 times their norm.
+    They hold for all inputs of RMS norm up to `REACH`: so for what lies within √n of an image, whose norm is at most 1.
 
     **Raises:** ValueError if the model takes no vector.
     """
     space = model.takes
     if not isinstance(space, Vector):
         raise ValueError(f"certified radii are of classifiers of one vector, and this takes {space}")
-    model = jax.tree.map(np.asarray, model)
-    logs = model.differences(Bound.start(space, REACH), exact_norm)
-    return np.asarray(exp_up(logs)) / math.sqrt(space.size) * (1 + 2.0**-50)
+    model, start = jax.tree.map(np.asarray, model), Bound.start(space, REACH)
+    exact = ExactNorms(lambda done: None)
+    image = model.bound(start, exact).vector(type(model).__name__)
+    classes = image.space.size  # pyright: ignore[reportAttributeAccessIssue]
+    whole = float(image.lipschitz) * math.sqrt(2 * classes / space.size) * (1 + 2.0**-50)
+    found = [ellipsoid.pairs() for ellipsoid, _ in tightest(model, start, exact, tighten, mean_log_pair)]
+    return np.minimum.reduce([np.where(np.eye(classes, dtype=bool), 0.0, whole), *found])
 
 
 def certified_radii(

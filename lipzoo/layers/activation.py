@@ -1,22 +1,55 @@
 """Functions of entries, and of groups of them, with their steepest slopes."""
 
+import abc
 import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lipzoo.layers.base import AbstractModule, check_positive
 from lipzoo.theory.bound import Bound
+from lipzoo.theory.ellipsoid import Around, Ellipsoid
 from lipzoo.theory.numbers import log_times, log_up
-from lipzoo.theory.space import Space, SpaceError, Vector
+from lipzoo.theory.slopes import UNIT
+from lipzoo.theory.space import Space, Vector
+from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure
 
 GELU_SLOPE = {"exact": 1.1289041451852, "tanh": 1.1289930686588}
 """sup GELU', rounded up: of x·Φ(x) at x = √2, and of the tanh form that JAX runs by default."""
 GELU_DIVISOR = 1.129
 """c above both slopes, so that GELU/c is 1-Lipschitz."""
+GELU_CURVATURE = 0.7979
+"""sup |GELU''|, at 0, rounded up: 2φ(0) = √(2/π) in both forms."""
+Entries = Float[np.ndarray, " n"]
+
+
+class AbstractElementwise(AbstractModule):
+    """A function of entries that knows its slopes, and its own values in float64."""
+
+    @abc.abstractmethod
+    def values(self, x: Entries) -> Entries:
+        """The function in NumPy's float64, off by at most 64 units of roundoff of |x| and of itself."""
+
+    @abc.abstractmethod
+    def slopes(self, low: Entries, high: Entries) -> tuple[Entries, Entries]:
+        """Between what the slopes lie where each entry stays in [low, high], which may be infinite."""
+
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """By the slopes that entries can have (see `Ellipsoid.slopes`)."""
+        low, high = self.slopes(*incoming.interval())
+        return incoming.slopes(low, high, steering.steer(incoming.size), self._around(incoming.around, high, low))
+
+    def _around(self, around: Around | None, high: Entries, low: Entries) -> Around | None:
+        if around is None:
+            return None
+        image = self.values(around.center)
+        rounding = 64 * UNIT * float(np.linalg.norm(around.center) + np.linalg.norm(image))
+        steepest = max(abs(high).max(initial=0.0), abs(low).max(initial=0.0))
+        return Around(image, around.reach, (steepest * around.blur + rounding) * 1.01)
 
 
 class Identity(AbstractModule):
@@ -28,8 +61,12 @@ class Identity(AbstractModule):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         return incoming.sized("Identity")
 
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """The same."""
+        return incoming
 
-class ReLU(AbstractModule):
+
+class ReLU(AbstractElementwise):
     """max(x, 0): 1-Lipschitz and |max(x, 0)| ≤ |x|, so nothing changes."""
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -38,8 +75,15 @@ class ReLU(AbstractModule):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         return incoming.sized("ReLU")
 
+    def values(self, x: Entries) -> Entries:
+        return np.maximum(x, 0)
 
-class GELU(AbstractModule):
+    def slopes(self, low: Entries, high: Entries) -> tuple[Entries, Entries]:
+        """1 where an entry stays above 0, 0 where it stays below, [0, 1] where it may do both."""
+        return np.where(low >= 0, 1.0, 0.0), np.where(high <= 0, 0.0, 1.0)
+
+
+class GELU(AbstractElementwise):
     """GELU(x)/c. |GELU(x)| ≤ |x| gives the radius r/c; the slope is at most g = sup GELU', 1.1290 rounded up."""
 
     divisor: float = eqx.field(static=True, default=GELU_DIVISOR)
@@ -58,8 +102,41 @@ class GELU(AbstractModule):
         like = incoming.sized("GELU").log_radius
         return incoming.grow(log_up(1 / divisor, like), log_up(max(slope, 1.0), like))
 
+    def values(self, x: Entries) -> Entries:
+        share = _normal(x) if self.exact else (1 + np.tanh(_bend(x))) / 2
+        return x * share / float(self.divisor)
 
-class Tanh(AbstractModule):
+    def slopes(self, low: Entries, high: Entries) -> tuple[Entries, Entries]:
+        """Around the slope in the middle, which changes by at most sup |GELU''| = 0.7979 a unit; and never beyond
+        [1 - g, g]: GELU(x) - GELU(-x) = x, so that slopes at x and -x have the sum 1."""
+        steepest = GELU_SLOPE["exact" if self.exact else "tanh"]
+        bounded = np.isfinite(low) & np.isfinite(high)
+        with np.errstate(invalid="ignore"):
+            middle, half = np.where(bounded, (low + high) / 2, 0.0), np.where(bounded, (high - low) / 2, math.inf)
+        change = GELU_CURVATURE * half + 1e-12
+        least = np.maximum(self._slope(middle) - change, 1 - steepest)
+        most = np.minimum(self._slope(middle) + change, steepest)
+        return least / self.divisor * (1 + 4 * UNIT * np.where(least < 0, 1, -1)), most / self.divisor * (1 + 4 * UNIT)
+
+    def _slope(self, x: Entries) -> Entries:
+        """GELU', before the division."""
+        if self.exact:
+            return _normal(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+        bend = np.tanh(_bend(x))
+        return (1 + bend) / 2 + x / 2 * (1 - bend**2) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
+
+
+def _normal(x: Entries) -> Entries:
+    """Φ, the distribution function of a normal number."""
+    return np.array([math.erfc(-value / math.sqrt(2)) / 2 for value in x])
+
+
+def _bend(x: Entries) -> Entries:
+    """√(2/π)·(x + 0.044715x³), in the tanh form of GELU."""
+    return math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+
+
+class Tanh(AbstractElementwise):
     """c·tanh(x/c), the tanh soft cap; c = 1 is the plain activation. 1-Lipschitz, at most |x| and at most c."""
 
     limit: float = eqx.field(static=True, default=1.0)
@@ -74,8 +151,19 @@ class Tanh(AbstractModule):
         """(min(r, c), L)."""
         return incoming.sized("Tanh").clip(self.limit)
 
+    def values(self, x: Entries) -> Entries:
+        return self.limit * np.tanh(x / self.limit)
 
-class SquaredReLU(AbstractModule):
+    def slopes(self, low: Entries, high: Entries) -> tuple[Entries, Entries]:
+        """1/cosh², which falls with the distance from 0."""
+        near = np.where((low <= 0) & (high >= 0), 0.0, np.minimum(abs(low), abs(high)))
+        far = np.maximum(abs(low), abs(high))
+        with np.errstate(over="ignore"):
+            least, most = (1 / np.cosh(x / self.limit) ** 2 for x in (far, near))
+        return least * (1 - 1e-12), np.minimum(most * (1 + 1e-12), 1.0)
+
+
+class SquaredReLU(AbstractElementwise):
     """max(x, 0)² on vectors of `size` entries (So et al. 2021, arXiv 2109.08668): steeper the larger its input."""
 
     size: int = eqx.field(static=True)
@@ -97,26 +185,15 @@ class SquaredReLU(AbstractModule):
         largest = log_times(log_up(math.sqrt(self.size), radius), radius)
         return incoming.grow(largest, log_times(log_up(2.0, radius), largest))
 
+    def values(self, x: Entries) -> Entries:
+        return np.maximum(x, 0) ** 2
 
-class GroupSort(AbstractModule):
-    """Sorts each group of neighbouring entries (Anil et al. 2019, arXiv 1811.05381); groups of 2 are MaxMin.
+    def slopes(self, low: Entries, high: Entries) -> tuple[Entries, Entries]:
+        """2·max(x, 0), which rises."""
+        return 2 * np.maximum(low, 0), 2 * np.maximum(high, 0)
 
-    It permutes entries, which keeps the norm, and sorting is 1-Lipschitz.
-    """
-
-    group: int = eqx.field(static=True, default=2)
-
-    def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
-        if x.size % self.group:
-            raise ValueError(f"groups of {self.group} do not divide a vector of {x.size} entries")
-        if self.group == 2:
-            first, second = x[0::2], x[1::2]
-            pairs = (jnp.minimum(first, second), jnp.maximum(first, second))
-            return jnp.stack(pairs, axis=-1).reshape(-1)
-        return jnp.sort(x.reshape(-1, self.group), axis=-1).reshape(-1)
-
-    def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        size = incoming.vector("GroupSort", flat=True).space.size  # pyright: ignore[reportAttributeAccessIssue]
-        if size % self.group:
-            raise SpaceError(f"groups of {self.group} do not divide {incoming.space}")
-        return incoming
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """By slopes around one input; where there is none, by the steepest that an input of that size can have."""
+        if incoming.around is None:
+            return AbstractModule.spread(self, incoming, reach, steering)
+        return AbstractElementwise.spread(self, incoming, reach, steering)

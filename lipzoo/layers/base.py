@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from lipzoo.theory.bound import Bound
-from lipzoo.theory.numbers import format_power, log_times, log_up
-from lipzoo.theory.space import Space
+from lipzoo.theory.ellipsoid import Ellipsoid
+from lipzoo.theory.numbers import format_power
+from lipzoo.theory.space import Space, SpaceError
+from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure, Projection, Weight, cap_norm, is_weight, map_weights, weights
 
 Module = TypeVar("Module", bound="AbstractModule")
@@ -62,16 +64,19 @@ class AbstractModule(eqx.Module):
         **Raises:** SpaceError if the input is not in a space that the module takes.
         """
 
-    def differences(self, incoming: Bound, measure: Measure) -> Float[np.ndarray, "n n"]:
-        """log Dⱼₖ with |Δzⱼ - Δzₖ| ≤ Dⱼₖ·‖Δx‖, Δz the change of an output that is one vector, ‖Δx‖ in RMS norm.
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """How a change of the network's input spreads to the output, from how it spreads to the module's input.
 
-        Of any two entries of a vector of n, |Δzⱼ - Δzₖ| ≤ √2·‖Δz‖₂ = √(2n)·‖Δz‖ ≤ √(2n)·L‖Δx‖. Modules that know more
-        say less.
+        `reach` bounds that input. Here it is by the module's bound alone, which is a ball: modules that know more say
+        it. Around one input (`incoming.around`) a module must know where that goes, exactly.
+
+        **Raises:** SpaceError if the output is no vector, or the module does not know itself around one input.
         """
-        image = self.bound(incoming, measure).vector(type(self).__name__)
+        if incoming.around is not None:
+            raise SpaceError(f"{type(self).__name__} has no bound around one input: give it a method `spread`")
+        image = self.bound(Bound.start(reach.space, reach.radius), steering.measure).vector(type(self).__name__)
         size = image.space.size  # pyright: ignore[reportAttributeAccessIssue]
-        gain = np.asarray(log_times(image.log_lipschitz, log_up(math.sqrt(2 * size))))
-        return np.where(np.eye(size, dtype=bool), -math.inf, gain)
+        return incoming.stretched(float(image.lipschitz) * math.sqrt(size / incoming.size), size)
 
     def extend(self, x: Shaped[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
         """The output for further tokens of a sequence, the first of them at position `first`.

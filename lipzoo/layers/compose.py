@@ -6,14 +6,13 @@ from collections.abc import Iterable
 
 import equinox as eqx
 import jax
-import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_module, check_shape
-from lipzoo.layers.linear import Scale
 from lipzoo.theory.bound import Bound, weighted_sum
-from lipzoo.theory.numbers import log_times, log_up
+from lipzoo.theory.ellipsoid import Ellipsoid
 from lipzoo.theory.space import Space, Tokens, Vector, example_shape
+from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure
 
 
@@ -45,15 +44,10 @@ class Sequential(AbstractModule):
             incoming = layer.bound(incoming, measure)
         return incoming
 
-    def differences(self, incoming: Bound, measure: Measure) -> Float[np.ndarray, "n n"]:
-        """Those of the last layer; factors after it multiply them."""
-        if not self.layers:
-            return super().differences(incoming, measure)
-        *before, last = self.layers
-        if isinstance(last, Scale):
-            inner = Sequential(before).differences(incoming, measure)
-            return np.asarray(log_times(inner, log_up(abs(last.factor))))
-        return last.differences(Sequential(before).bound(incoming, measure), measure)
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        for layer in self.layers:
+            incoming, reach = layer.spread(incoming, reach, steering), layer.bound(reach, steering.measure)
+        return incoming
 
     def extend(self, x: Shaped[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
         for layer in self.layers:
@@ -110,6 +104,11 @@ class ConvexResidual(AbstractResidual):
         alpha = float(self.alpha)
         return weighted_sum((1 - alpha, alpha), (incoming, self.branch.bound(incoming, measure)))
 
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """Of the sum of both changes."""
+        alpha = float(self.alpha)
+        return incoming.plus(self.branch.spread(incoming, reach, steering), (1 - alpha, alpha))
+
 
 class Residual(AbstractResidual):
     """x + f(x)."""
@@ -122,6 +121,10 @@ class Residual(AbstractResidual):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(r + r_f, L + L_f)."""
         return weighted_sum((1.0, 1.0), (incoming, self.branch.bound(incoming, measure)))
+
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """Of the sum of both changes."""
+        return incoming.plus(self.branch.spread(incoming, reach, steering), (1.0, 1.0))
 
 
 class PerToken(AbstractModule):

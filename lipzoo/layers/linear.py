@@ -1,15 +1,14 @@
 """Linear maps, and fixed ones: matrices, gains, factors, reshaping."""
 
-import math
-
 import equinox as eqx
-import numpy as np
 from jaxtyping import Array, Float
 
 from lipzoo.layers.base import AbstractModule, check_axes, check_column, check_shape, check_weight
 from lipzoo.theory.bound import Bound
-from lipzoo.theory.numbers import Scalar, log_times, log_up, namespace
+from lipzoo.theory.ellipsoid import Ellipsoid
+from lipzoo.theory.numbers import Scalar, namespace
 from lipzoo.theory.space import Space, SpaceError, Tokens, Vector, example_shape
+from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure, Weight
 
 
@@ -42,15 +41,9 @@ class Linear(AbstractModule):
         )
         return image if self.bias is None else image.shift(measure(self.bias))
 
-    def differences(self, incoming: Bound, measure: Measure) -> Float[np.ndarray, "n n"]:
-        """log ‖wⱼ - wₖ‖₂ + log √in + log L, from the rows as they are: |⟨wⱼ - wₖ, Δx⟩| ≤ ‖wⱼ - wₖ‖₂·√in·‖Δx‖."""
-        check_axes(self.weight, "a matrix")
-        incoming = incoming.vector(self.weight.name, self.weight.array.shape[-1], flat=True)
-        rows = np.asarray(self.weight.array).astype(np.float64)
-        gaps = np.stack([np.linalg.norm(rows - row, axis=1) for row in rows])
-        roundoff = (rows.shape[-1] + 4) * 2.0**-52  # Of a difference, n squares, their sum and its root.
-        norms = log_up(gaps * math.sqrt(rows.shape[-1]) * (1 + roundoff))
-        return np.asarray(log_times(norms, incoming.log_lipschitz))
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """WSWᵀ."""
+        return steering.through(incoming, self.weight, self.bias)
 
 
 class Flatten(AbstractModule):
@@ -64,6 +57,10 @@ class Flatten(AbstractModule):
         size = incoming.vector("Flatten").space.size  # pyright: ignore[reportAttributeAccessIssue]
         return incoming.to(Vector((size,)))
 
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """The same."""
+        return incoming
+
 
 class Scale(AbstractModule):
     """x ↦ sx for a fixed s."""
@@ -76,6 +73,10 @@ class Scale(AbstractModule):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(|s|r, |s|L)."""
         return incoming.sized("Scale").scale(abs(self.factor))
+
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """s²S."""
+        return incoming.scaled(float(self.factor))
 
 
 class Affine(AbstractModule):

@@ -1,7 +1,6 @@
 """The zoo: modules that carry their own Lipschitz bound."""
 
 from lipzoo.layers.activation import GELU as GELU
-from lipzoo.layers.activation import GroupSort as GroupSort
 from lipzoo.layers.activation import Identity as Identity
 from lipzoo.layers.activation import ReLU as ReLU
 from lipzoo.layers.activation import SquaredReLU as SquaredReLU
@@ -19,6 +18,7 @@ from lipzoo.layers.linear import Linear as Linear
 from lipzoo.layers.linear import Scale as Scale
 from lipzoo.layers.normalization import Center as Center
 from lipzoo.layers.normalization import RMSNorm as RMSNorm
+from lipzoo.layers.sorting import GroupSort as GroupSort
 from lipzoo.layers.stack import Stack as Stack
 from lipzoo.models.gpt import GPT as GPT
 from lipzoo.models.gpt_config import GPTConfig as GPTConfig

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lipzoo.config.fields import field_refusal
-from lipzoo.layers.activation import GELU, GroupSort, Identity, SquaredReLU, Tanh
+from lipzoo.layers.activation import GELU, Identity, SquaredReLU, Tanh
 from lipzoo.layers.attention import Attention
 from lipzoo.layers.base import AbstractModule, Cache, Mask, Position
 from lipzoo.layers.compose import AbstractResidual, ConvexResidual, PerToken, Residual, Sequential
@@ -16,6 +16,7 @@ from lipzoo.layers.embedding import Embedding
 from lipzoo.layers.init import BELOW_CAP, Init, check_cap, fresh
 from lipzoo.layers.linear import Linear, Scale
 from lipzoo.layers.normalization import RMSNorm, layer_norm
+from lipzoo.layers.sorting import GroupSort
 from lipzoo.layers.stack import Stack
 from lipzoo.models.gpt_config import GPTConfig
 from lipzoo.models.lipsformer import lipsformer_block

@@ -7,20 +7,22 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.config.fields import field_refusal, options
 from lipzoo.config.ranges import Count, Fraction, Positive, Range
-from lipzoo.layers.activation import GELU, GroupSort, Identity, ReLU, Tanh
+from lipzoo.layers.activation import GELU, Identity, ReLU, Tanh
 from lipzoo.layers.base import AbstractModule
 from lipzoo.layers.compose import ConvexResidual, Sequential
 from lipzoo.layers.init import check_cap, fresh
 from lipzoo.layers.linear import Flatten, Linear, Scale
+from lipzoo.layers.sorting import GroupSort
 from lipzoo.models.config import AbstractModelConfig
 from lipzoo.theory.bound import Bound
+from lipzoo.theory.ellipsoid import Ellipsoid
 from lipzoo.theory.geometry import COLUMN
 from lipzoo.theory.space import Space
+from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure, Weight, check_names
 
 Activation = Literal["relu", "gelu", "tanh", "maxmin", "groupsort", "identity"]
@@ -119,8 +121,8 @@ class MLP(AbstractModule):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         return self.body.bound(incoming, measure)
 
-    def differences(self, incoming: Bound, measure: Measure) -> Float[np.ndarray, "n n"]:
-        return self.body.differences(incoming, measure)
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        return self.body.spread(incoming, reach, steering)
 
 
 def _linear(

@@ -65,4 +65,4 @@ def test_networks_without_a_published_formula():
     for options in ({"norm": "rms"}, {"residual": "plain"}, {"activation": "maxmin"}, {"qk_norm": True}):
         assert Certificate.of(make(**options)).published is None
     certificate = Certificate.of(MLP(4, 4, 2, zero_init=False, key=jax.random.key(0)))
-    assert certificate.published == certificate.certified
+    assert certificate.published == certificate.layerwise
