@@ -10,10 +10,12 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
+from lipzoo.certify.tighten import STEPS
 from lipzoo.config.fields import field_refusal
 from lipzoo.config.ranges import Count, Seed, Whole
 from lipzoo.evaluate.attack import Strength
-from lipzoo.evaluate.run import Evaluation, alarm, evaluate, fraction, write
+from lipzoo.evaluate.evaluation import Evaluation, fraction
+from lipzoo.evaluate.run import Effort, alarm, evaluate, write
 from lipzoo.system.errors import UserError
 from lipzoo.system.paths import UserPath
 from lipzoo.system.streams import make_console
@@ -29,8 +31,16 @@ class CommandLine:
     """Runs, their checkpoints folders, or steps in them. Of each the newest step is taken."""
     epsilons: tuple[str, ...] = ("36/255", "72/255", "108/255", "255/255")
     """ℓ₂ distances, of pixels in [0, 1]; as numbers or fractions."""
-    attacked: Whole = 500
-    """Test images to attack, at most: the first ones; 0 for none."""
+    images: Whole = 200
+    """Test images, the first ones, that are looked at one by one: bounds around each, and attacks; 0 for none."""
+    local: bool = True
+    """Bound the model around each of these images, where radii are larger."""
+    attack: bool = True
+    """Attack these images."""
+    tightness: bool = True
+    """Look for large gains of the whole model and of each layer, to stand beside the bounds."""
+    tighten: Whole = STEPS
+    """Steps of a search for smaller bounds, at most."""
     steps: Count = 40
     """Steps of the projected gradient, for each distance and restart."""
     restarts: Count = 3
@@ -69,9 +79,10 @@ def _main() -> int:
         raise UserError("give the directory of a run, or of several")
     distances = line.distances()
     strength = Strength(line.steps, line.restarts, line.boundary_steps, line.box)
+    effort = Effort(line.images, line.local, line.attack, line.tightness, strength, line.seed, line.tighten)
     found, status = [], 0
     for directory in line.checkpoint_dirs:
-        evaluation = evaluate(directory, distances, line.attacked, strength, line.seed)
+        evaluation = evaluate(directory, distances, effort)
         folder = run_of(evaluation.loaded.path)
         try:
             paths = write(evaluation, folder)

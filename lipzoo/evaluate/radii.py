@@ -47,10 +47,12 @@ class Radii:
         """The fraction that is correct, and stays so for every change of size ε."""
         return [float((self.correct & (self.radius > epsilon)).mean()) for epsilon in epsilons]
 
-    def save(self, path: Path) -> None:
-        """Writes all as a NumPy archive, with the image's index."""
+    def save(self, path: Path, local: Float[np.ndarray, " first"] | None = None) -> None:
+        """Writes all as a NumPy archive, with the image's index; `local` radii are known of the first images."""
+        wide = np.full(len(self.label), np.nan)
+        wide[: 0 if local is None else len(local)] = [] if local is None else local
         with path.open("wb") as file:
-            np.savez_compressed(file, index=np.arange(len(self.label)), **dataclasses.asdict(self))
+            np.savez_compressed(file, index=np.arange(len(self.label)), local_radius=wide, **dataclasses.asdict(self))
 
 
 def pair_constants(model: AbstractModule, tighten: int = 0) -> Float[np.ndarray, "classes classes"]:
@@ -109,7 +111,7 @@ def radii_of(
     return Radii(split.label, prediction, margin, radius)
 
 
-def as_input(pixels: np.ndarray, white: int) -> Float[np.ndarray, "n pixels"]:
+def as_input(pixels: np.ndarray, white: int) -> Float[np.ndarray, "*batch pixels"]:
     """Pixel values as models see them: in [0, 1]."""
     return pixels.astype(np.float32) / np.float32(white)
 

@@ -14,6 +14,11 @@ UNIT = 2.0**-53
 """u of float64."""
 SURE = 1.01
 """Roundings are estimated by sums that are themselves rounded, by far less than a hundredth."""
+MODE = 1
+NEAREST, FARTHEST = 1.99, 1.5
+"""How near TAT may come to 2, where its largest eigenvalue is known, and where it is estimated."""
+STEEP = 1.2
+"""Above this, multipliers are scaled by the norm of all entries: with slopes in [-1, 1] and 2Λ⁻¹ = ‖A‖ none is lost."""
 ROUNDS = 24
 """Rounds of the power iteration that scales multipliers."""
 SMALLEST, LARGEST = 1e-200, 1e200
@@ -34,13 +39,18 @@ def through_slopes(A: Matrix, low: Any, range_: Any, steer: Any) -> Matrix:
     fixed = not low.any()
     moving = range_ > 0 if xp is jnp else (range_ > 0) & (np.diagonal(A) > 0)
     open_ = np.flatnonzero(moving)
+    scale = _scale(low[open_], range_[open_], NEAREST if xp is np else FARTHEST)
+    alive = np.flatnonzero((low != 0) | (range_ > 0))  # Of what slopes leave, known ones too.
     low, range_ = xp.asarray(low, A.dtype), xp.asarray(range_, A.dtype)
     known = low[:, None] * A * low[None, :]
     if not open_.size:
         return known if xp is jnp else rounded(known)
+    weight = xp.exp(steer / 2) if np.ndim(steer) else xp.ones(len(low), A.dtype)
+    counted = alive if scale.max() > STEEP else open_
+    weighed = (weight[:, None] * A * weight[None, :])[np.ix_(counted, counted)]
+    top = _top(weighed) if xp is np and scale.max() > FARTHEST else _estimate(weighed)
+    root = weight[open_] * xp.asarray(np.sqrt(scale), A.dtype) / xp.sqrt(top)
     inner = A if open_.size == len(low) else A[np.ix_(open_, open_)]
-    weight = xp.exp(steer[open_] / 2) if np.ndim(steer) else xp.ones(open_.size, A.dtype)
-    root = weight / xp.sqrt(_estimate(weight[:, None] * inner * weight[None, :]))
     inverse, root = _inverse(inner, root)
     diagonal = range_[open_] / root
     if fixed:  # F is diagonal.
@@ -65,6 +75,22 @@ def _scattered(image: Matrix, places: np.ndarray, size: int) -> Any:
         return zeros.at[index].set(image)
     zeros[index] = image
     return zeros
+
+
+def _scale(low: Entries, range_: Entries, most: float) -> Float[np.ndarray, " n"]:
+    """τ = r/(l + r), for which TAT = τ is best where A is a number, and less than 2.
+
+    It makes (lτ + r)²/(τ(2 - τ)) smallest: its logarithm has the derivative 2l/(lτ + r) - (2 - 2τ)/(τ(2 - τ)), 0 where
+    lτ + rτ = r.
+    """
+    steepest = np.asarray(low + range_)
+    tau = np.divide(range_, steepest, out=np.full(steepest.shape, most), where=steepest > 0)
+    return np.clip(tau, 0.1, most)
+
+
+def _top(matrix: Float[np.ndarray, "n n"]) -> Any:
+    """λmax, but for rounding."""
+    return np.linalg.eigvalsh(matrix)[-1] * (1 + 1e-9)
 
 
 def _estimate(matrix: Matrix) -> Any:

@@ -10,10 +10,10 @@ import pytest
 
 from lipzoo.evaluate import __main__ as command
 from lipzoo.evaluate.attack import Attacked, Strength
-from lipzoo.evaluate.run import alarm, evaluate
+from lipzoo.evaluate.run import Effort, alarm, evaluate
 from lipzoo.system.terminal import guarded
 
-QUICK = ["--attacked", "20", "--steps", "5", "--restarts", "2", "--boundary-steps", "20"]
+QUICK = ["--images", "20", "--steps", "5", "--restarts", "2", "--boundary-steps", "20"]
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -42,7 +42,7 @@ def test_a_run_is_evaluated_and_written_beside_its_checkpoints(run_copy, monkeyp
     assert value["images"] == 360
     assert value["certified_accuracy"] == sorted(value["certified_accuracy"], reverse=True)
     assert max(value["certified_accuracy"]) <= value["clean_accuracy"]
-    pairs = zip(value["certified_accuracy_of_attacked"], value["attacked_accuracy"], strict=True)
+    pairs = zip(value["certified_accuracy_of_first"], value["attacked_accuracy"], strict=True)
     assert all(certified <= attacked for certified, attacked in pairs)
     assert value["violations"] == []
     with np.load(run_copy / "radii.npz") as radii, np.load(run_copy / "adversaries.npz") as found:
@@ -54,18 +54,18 @@ def test_a_run_is_evaluated_and_written_beside_its_checkpoints(run_copy, monkeyp
 
 
 def test_json_is_what_is_written_and_several_runs_are_compared(run_copy, tmp_path, monkeypatch, capsys):
-    status, out, _ = run(monkeypatch, capsys, run_copy, "--attacked", "0", "--json", "--epsilons", "0.1", "1/2")
+    status, out, _ = run(monkeypatch, capsys, run_copy, "--images", "0", "--json", "--epsilons", "0.1", "1/2")
     assert status == 0
     assert json.loads(out) == json.loads((run_copy / "evaluation.json").read_text())
     assert json.loads(out)["epsilons_l2"] == [0.1, 0.5]
     other = shutil.copytree(run_copy, tmp_path / "other")
-    status, out, _ = run(monkeypatch, capsys, run_copy, other, "--attacked", "0")
+    status, out, _ = run(monkeypatch, capsys, run_copy, other, "--images", "0")
     assert status == 0
     assert "Certified accuracy" in out
 
 
 def test_an_adversary_within_a_certified_radius_is_an_alarm(run_copy, tmp_path, capsys):
-    found = evaluate(run_copy, (0.1, 0.5), 4, Strength(2, 1, 2))
+    found = evaluate(run_copy, (0.1, 0.5), Effort(4, strength=Strength(2, 1, 2)))
     index = int(np.flatnonzero(found.radii.correct[:4])[0])
     distance = np.array(found.attacked.distance)
     distance[index] = found.radii.radius[index] / 2
