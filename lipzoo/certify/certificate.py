@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console, Group
-from rich.table import Column, Table
 from rich.text import Text
 
 from lipzoo.certify.measured import ExactNorms, place_of, table_rows
@@ -18,6 +17,8 @@ from lipzoo.certify.statement import METHODS, gained, l2_factor, statement
 from lipzoo.certify.tighten import tightest
 from lipzoo.layers.base import check_module
 from lipzoo.models import AbstractModule
+from lipzoo.report import page
+from lipzoo.report.tables import terminal_table
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import Scalar, format_power, log_up, round_digits
 from lipzoo.theory.space import Space, SpaceError, Symbols, example_shape
@@ -151,27 +152,46 @@ class Certificate:
     def _log10_l2(self, bound: Bound) -> float:
         return float(bound.log10_lipschitz) + math.log10(1 if self.l2_factor is None else self.l2_factor)
 
-    def __rich__(self) -> Group:
-        layers = Table("layer", *(_right(name) for name in ("shape", "cap", "norm", "share of log L")), title="Weights")
-        for row in self.rows:
-            cap = "free" if math.isinf(row.cap) else f"{row.cap:g}"
-            norm = Text(round_digits(row.norm, 6), style="" if row.norm <= row.cap else "bold red")
-            layers.add_row(row.name, "×".join(map(str, row.shape)), cap, norm, _percent(row.share))
-        columns = ["L (RMS → RMS)", *([] if self.l2_factor is None else ["L (ℓ₂ → ℓ₂)"]), "largest output"]
-        bounds = Table("bound", *map(_right, columns), title="Bounds")
-        a_priori = "a priori (caps)" if self.caps_hold else "a priori (a cap does not hold)"
+    @property
+    def weight_columns(self) -> dict[str, list[str]]:
+        """The table of weights."""
+        rows = self.rows
+        return {
+            "layer": [row.name for row in rows],
+            "shape": ["×".join(map(str, row.shape)) for row in rows],
+            "cap": ["free" if math.isinf(row.cap) else f"{row.cap:g}" for row in rows],
+            "norm": [round_digits(row.norm, 6) + ("" if row.norm <= row.cap else " (above)") for row in rows],
+            "share of log L": [_percent(row.share) for row in rows],
+        }
+
+    @property
+    def bound_columns(self) -> dict[str, list[str]]:
+        """The table of bounds."""
         named = {"certified": self.certified}
         if self.certified is not self.layerwise:
             named["certified, layer by layer"] = self.layerwise
-        named[a_priori] = self.a_priori
+        named["a priori (caps)" if self.caps_hold else "a priori (a cap does not hold)"] = self.a_priori
         if self.published is not None:
-            named["published formula" if self.published is self.layerwise else "published formula (no bound)"] = (
-                self.published
-            )
-        for name, bound in named.items():
-            l2 = [] if self.l2_factor is None else [format_power(self._log10_l2(bound))]
-            bounds.add_row(name, format_power(bound.log10_lipschitz), *l2, format_power(bound.log10_radius))
-        return Group(layers, bounds, Text(gained(self.certified, self.layerwise) + self.statement, style="dim"))
+            sound = self.published is self.layerwise
+            named["published formula" if sound else "published formula (no bound)"] = self.published
+        columns = {"bound": list(named)}
+        columns["L (RMS → RMS)"] = [format_power(bound.log10_lipschitz) for bound in named.values()]
+        if self.l2_factor is not None:
+            columns["L (ℓ₂ → ℓ₂)"] = [format_power(self._log10_l2(bound)) for bound in named.values()]
+        return columns | {"largest output": [format_power(bound.log10_radius) for bound in named.values()]}
+
+    @property
+    def told(self) -> str:
+        """What stands below the tables."""
+        return gained(self.certified, self.layerwise) + self.statement
+
+    def __rich__(self) -> Group:
+        tables = terminal_table(self.weight_columns, "Weights"), terminal_table(self.bound_columns, "Bounds")
+        return Group(*tables, Text(self.told, style="dim"))
+
+    def _repr_html_(self) -> str:
+        tables = page.table(self.weight_columns, "Weights"), page.table(self.bound_columns, "Bounds")
+        return "".join((*tables, page.note(self.told)))
 
     def __str__(self) -> str:
         console = Console(width=100, no_color=True, markup=False, emoji=False)
@@ -224,10 +244,6 @@ def _share(certified: Bound, without: Bound) -> float:
 
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{round(100 * share, 1) + 0.0:.1f}%"  # Adding 0 makes -0 a 0.
-
-
-def _right(name: str) -> Column:
-    return Column(name, justify="right")
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

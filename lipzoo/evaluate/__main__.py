@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -17,6 +18,7 @@ from lipzoo.evaluate.attack import Strength
 from lipzoo.evaluate.evaluation import Evaluation, fraction
 from lipzoo.evaluate.run import Effort, alarm, evaluate, write
 from lipzoo.system.errors import UserError
+from lipzoo.system.files import write_text
 from lipzoo.system.paths import UserPath
 from lipzoo.system.streams import make_console
 from lipzoo.system.terminal import guarded, program
@@ -51,6 +53,8 @@ class CommandLine:
     """Try only images with pixels in [0, 1]; certificates hold without that too."""
     seed: Seed = 0
     """Seed of the starts."""
+    report: UserPath | None = None
+    """Write one page about all of these runs to this file (.html)."""
     json: bool = False
     """Print JSON: of one run as in its evaluation.json, of several a list of these."""
 
@@ -95,6 +99,9 @@ def _main() -> int:
             make_console().print(evaluation)
             if paths:
                 print("wrote", ", ".join(map(str, paths)))
+    if line.report is not None:
+        path = write_report(found, line.report)
+        print(f"wrote {path}", file=sys.stderr if line.json else sys.stdout)
     if line.json:
         values = [evaluation.to_json() for evaluation in found]
         print(json.dumps(values[0] if len(values) == 1 else values, indent=2, allow_nan=False))
@@ -103,15 +110,24 @@ def _main() -> int:
     return status
 
 
+def write_report(found: list[Evaluation], path: Path) -> Path:
+    """The page, written. Raises UserError if it cannot be."""
+    from lipzoo.evaluate.report import report  # matplotlib takes a second to import.
+
+    command = ["python", "-m", "lipzoo.evaluate", *sys.argv[1:]]
+    try:
+        write_text(path, report(found, command))
+    except OSError as error:
+        raise UserError(f"cannot write the report to {path} ({error.strerror})") from error
+    return path
+
+
 def comparison(found: list[Evaluation], distances: tuple[float, ...]) -> Table:
-    """A row a run: clean accuracy, and certified (attacked) accuracy at each distance."""
-    table = Table("run", "clean", *map(fraction, distances), title="Certified accuracy (under attack)")
+    """A row a run: clean accuracy, and certified accuracy of the whole test split at each distance."""
+    table = Table("run", "clean", *map(fraction, distances), title="Certified accuracy")
     for evaluation in found:
-        attacked = evaluation.attacked_accuracy
-        cells = [f"{value:.1%}" for value in evaluation.certified]
-        if attacked is not None:
-            cells = [f"{cell} ({value:.1%})" for cell, value in zip(cells, attacked, strict=True)]
-        table.add_row(str(run_of(evaluation.loaded.path)), f"{evaluation.clean:.1%}", *cells)
+        cells = [f"{value:.1%}" for value in (evaluation.clean, *evaluation.certified)]
+        table.add_row(str(run_of(evaluation.loaded.path)), *cells)
     return table
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from rich.console import Group
-from rich.table import Column, Table
 from rich.text import Text
 
 from lipzoo.certify.certificate import Certificate
 from lipzoo.evaluate.attack import Attacked
 from lipzoo.evaluate.radii import Radii
 from lipzoo.evaluate.tightness import Tightness
+from lipzoo.report import page
+from lipzoo.report.tables import terminal_table
 from lipzoo.system.version import VERSION
 from lipzoo.theory.numbers import round_digits
 from lipzoo.train.checkpoint import Loaded
@@ -155,10 +156,16 @@ class Evaluation:
 
     def __rich__(self) -> Group:
         title = f"{self.loaded.recipe.name}, step {self.loaded.step}: {self.clean:.2%} clean"
-        parts: list[Any] = [_table(title, self.columns)]
+        parts: list[Any] = [terminal_table(self.columns, title)]
         if self.tightness:
-            parts.append(_table("Tightness", self.tightness_columns))
+            parts.append(terminal_table(self.tightness_columns, "Tightness"))
         return Group(*parts, Text(self.summary, style="dim"))
+
+    def _repr_html_(self) -> str:
+        tables = [page.table(self.columns, f"{self.loaded.recipe.name}: {self.clean:.2%} clean")]
+        if self.tightness:
+            tables.append(page.table(self.tightness_columns, "Tightness"))
+        return "".join((*tables, page.note(self.summary)))
 
     @property
     def summary(self) -> str:
@@ -183,14 +190,6 @@ def fraction(epsilon: float) -> str:
     """36/255, where it is a whole number of those."""
     whole = epsilon * 255
     return f"{round(whole)}/255" if abs(whole - round(whole)) < 1e-6 else f"{epsilon:g}"
-
-
-def _table(title: str, columns: dict[str, list[str]]) -> Table:
-    first, *rest = columns
-    table = Table(first, *(Column(name, justify="right") for name in rest), title=title)
-    for cells in zip(*columns.values(), strict=True):
-        table.add_row(*cells)
-    return table
 
 
 def _finite(value: float) -> float | None:
