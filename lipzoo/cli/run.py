@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lipzoo.certify.run import certify
+from lipzoo.evaluate.curve import prove
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.report.ebc_plots import plot_ebc
 from lipzoo.report.plots import plot_run
@@ -15,7 +16,7 @@ from lipzoo.train import run as runs
 
 def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
     """Trains a recipe in the directory `run` and certifies the last checkpoint (see `lipzoo.train.run.train`)."""
-    return runs.train(recipe, run, resume=resume, finish=finish)
+    return runs.train(recipe, run, resume=resume, finish=finish, prove=prove)
 
 
 def finish(recipe: Recipe, run: Path, console: Console) -> None:

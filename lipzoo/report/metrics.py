@@ -108,7 +108,7 @@ class Reporter:
         for name in (key.removesuffix("_loss") for key in values if key.endswith("_loss")):
             where = "validation" if name == "val" else f"  on the {name.replace('_', ' ')}:"
             loss, accuracy = values[f"{name}_loss"], values[f"{name}_accuracy"]
-            self._console.print(f"step {step}: {where} loss {loss:.4f}, accuracy {accuracy:.2%}")
+            self._console.print(f"step {step}: {where} loss {loss:.4f}, accuracy {accuracy:.2%}{_proved(name, values)}")
         self._clock = time.perf_counter()
 
     def _emit(self, record: Record) -> None:
@@ -130,6 +130,12 @@ def _largest(caps: Mapping[str, float], record: Record) -> str:
     name = max(capped or record["norms"], key=lambda n: record["norms"][n] / (caps[n] if capped else 1))
     cap = f"/{caps[name]:g}" if math.isfinite(caps[name]) else ""
     return f"norm {record['norms'][name]:.3g}{cap}"
+
+
+def _proved(name: str, values: dict[str, float]) -> str:
+    """What is proved of a classifier, for the line of a validation."""
+    certified = values.get(f"{name}_certified_accuracy")
+    return "" if certified is None else f", certified at 36/255 {certified:.2%}"
 
 
 def read_metrics(path: Path) -> list[Record]:

@@ -11,17 +11,25 @@ from lipzoo.report.metrics import Record, read_metrics
 
 
 def plot_run(run: Path, caps: Mapping[str, float], title: str) -> Path:
-    """Writes `curves.png` into the run: loss, accuracy, and every weight's norm against its cap."""
+    """Writes `curves.png` into the run: loss, accuracy (certified too), every weight's norm against its cap, and the
+    certified bound."""
     records = read_metrics(run / "metrics.jsonl")
     train = [record for record in records if "loss" in record]
     validation = [record for record in records if "val_loss" in record]
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    proved = [record for record in validation if math.isfinite(record.get("val_lipschitz", math.nan))]
+    figure = Figure(figsize=(13 + 4 * bool(proved), 3.8), layout="constrained")
     figure.suptitle(title, parse_math=False)
-    loss, accuracy, norms = figure.subplots(1, 3)
+    loss, accuracy, norms, *bound = figure.subplots(1, 3 + bool(proved))
     _curves(loss, "loss", train, validation)
     _curves(accuracy, "accuracy", train, validation)
     _norms(norms, train, caps)
-    for axes in (loss, accuracy, norms):
+    certified = [record for record in validation if "val_certified_accuracy" in record]
+    if certified:
+        told = [record["step"] for record in certified], [record["val_certified_accuracy"] for record in certified]
+        accuracy.plot(*told, "s--", label="certified at ℓ₂ 36/255")
+    for axes in bound:
+        _bound(axes, proved)
+    for axes in (loss, accuracy, norms, *bound):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -35,6 +43,15 @@ def _curves(axes: Axes, name: str, train: list[Record], validation: list[Record]
     for records, key, style, label in ((train, name, "-", "training"), (validation, f"val_{name}", "o-", "test split")):
         told = [record for record in records if key in record]
         axes.plot([record["step"] for record in told], [record[key] for record in told], style, label=label)
+
+
+def _bound(axes: Axes, proved: list[Record]) -> None:
+    axes.set_title("certified L (RMS → RMS)")
+    axes.plot([r["step"] for r in proved], [r["val_lipschitz"] for r in proved], "o-", label="certified")
+    if max(r["val_lipschitz"] for r in proved) > 100 * min(r["val_lipschitz"] for r in proved) > 0:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
 
 
 def _norms(axes: Axes, train: list[Record], caps: Mapping[str, float]) -> None:

@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from lipzoo.data import Data, Split
 from lipzoo.devices.mesh import place, process_rows, replicated
@@ -28,46 +28,76 @@ AHEAD = 2
 """Batches of an evaluation that devices have waiting: more would not be faster, and could not be called off."""
 
 
+EPSILON = 36 / 255
+"""The ℓ₂ distance at which certified accuracy is shown while a classifier of images trains."""
+
+
+class Proved(NamedTuple):
+    """What is proved of a model's weights: the RMS → RMS constant, and, of classifiers, Dⱼₖ with
+    |Δzⱼ - Δzₖ| ≤ Dⱼₖ‖Δx‖₂."""
+
+    lipschitz: float
+    pairs: Float[np.ndarray, "classes classes"] | None
+
+
+Prove = Callable[[AbstractModule], Proved | None]
+"""Bounds a model whose arrays are in this process, as a run goes on; None where that would take too long."""
+
+
 @runtime_checkable
 class Evaluate(Protocol):
-    """A model's loss and accuracy over every test split."""
+    """A model's loss and accuracy over every test split, with what is proved of it if that is given."""
 
-    def __call__(self, model: AbstractModule, watch: Watch = ...) -> dict[str, float]: ...
+    def __call__(self, model: AbstractModule, watch: Watch = ..., proved: Proved | None = ...) -> dict[str, float]: ...
 
 
 def make_evaluate(recipe: Recipe, mesh: Mesh, data: Data) -> Evaluate:
     """A function from a model to its loss and accuracy over every test split, in batches on the mesh.
 
-    They are called val_loss and val_accuracy for the whole test split. Few batches are under way at any time, so that
-    whoever watches them can call the rest off.
+    They are called val_loss and val_accuracy for the whole test split; with pairs of constants, val_certified_accuracy
+    is the fraction that no change of the pixels of ℓ₂ size `EPSILON` makes wrong. Few batches are under way at any
+    time, so that whoever watches them can call the rest off.
     """
     classes, temperature = recipe.data.sizes[1], recipe.training.temperature
     computation = Computation(resolve(recipe)[0], mesh)
     splits = {name: _on_device(split, mesh, classes) for name, split in data.tests.items()}
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def sums(model: AbstractModule, batch: dict[str, Array]) -> tuple[Array, Array]:
+    def sums(model: AbstractModule, batch: dict[str, Array], pairs: Array | None) -> tuple[Array, ...]:
         logits = computation.logits(computation.compute_copy(model), batch["input"]).astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(temperature * logits, batch["label"])
         right = correct(logits, batch["label"])
-        return (losses * batch["weight"]).sum(), (right * batch["weight"]).sum()
+        kept = () if pairs is None else ((_holds(logits, batch["label"], pairs) * batch["weight"]).sum(),)
+        return (losses * batch["weight"]).sum(), (right * batch["weight"]).sum(), *kept
 
     count = sum(len(batches) for batches, _ in splits.values())
 
-    def evaluate(model: AbstractModule, watch: Watch = lambda done, count: None) -> dict[str, float]:
-        values, done = {}, 0
+    def evaluate(
+        model: AbstractModule, watch: Watch = lambda done, count: None, proved: Proved | None = None
+    ) -> dict[str, float]:
+        values, done = {} if proved is None else {"val_lipschitz": proved.lipschitz}, 0
+        pairs = None if proved is None or proved.pairs is None else proved.pairs.astype(np.float32)
         for name, (batches, total) in splits.items():
-            parts: list[tuple[Array, Array]] = []
+            parts: list[tuple[Array, ...]] = []
             for batch in batches:
-                parts.append(sums(model, batch))
+                parts.append(sums(model, batch, pairs))
                 jax.block_until_ready(parts[max(len(parts) - 1 - AHEAD, 0)])
                 done += 1
                 watch(done, count)
-            loss, correct = np.sum(jax.device_get(parts), axis=0)
-            values |= {f"{name}_loss": float(loss / total), f"{name}_accuracy": float(correct / total)}
+            names = (f"{name}_loss", f"{name}_accuracy", f"{name}_certified_accuracy")
+            values |= dict(zip(names, (np.sum(jax.device_get(parts), axis=0) / total).tolist(), strict=False))
         return values
 
     return evaluate
+
+
+def _holds(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], pairs: Float[Array, "classes classes"]
+) -> Float[Array, " batch"]:
+    """1 where the label's logit is above each other one by more than a change of size `EPSILON` can undo."""
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    above = own - logits > EPSILON * pairs[labels]
+    return (above | (jnp.arange(logits.shape[1])[None] == labels[:, None])).all(1).astype(jnp.float32)
 
 
 def _on_device(split: Split, mesh: Mesh, classes: int) -> tuple[list[dict[str, Array]], float]:

@@ -23,7 +23,7 @@ from lipzoo.report.records import About
 from lipzoo.system.signals import abandonable
 from lipzoo.theory.weight import bare, weights
 from lipzoo.train.checkpoint import Checkpoints
-from lipzoo.train.evaluate import Evaluate, make_evaluate
+from lipzoo.train.evaluate import Evaluate, Prove, Proved, make_evaluate
 from lipzoo.train.plan import Plan, resolve
 from lipzoo.train.state import State, all_finite, layer_norms
 from lipzoo.train.step import Metrics, TrainStep, make_train_step
@@ -47,6 +47,7 @@ class Loop:
     checkpoints: Checkpoints
     stream: grain.DatasetIterator
     console: Console
+    prove: Prove | None = None
 
     def run(self, state: State, mesh: Mesh, data: Data, received: list[int]) -> tuple[int, int]:
         """Runs the remaining steps, unless a signal is received.
@@ -56,7 +57,7 @@ class Loop:
         evaluate = make_evaluate(self.recipe, mesh, data)
         start, last = int(state.step), self.recipe.training.steps
         with Reporter(self.run_dir, _about(self.recipe), start, self.console) as report, self._rescue() as latest:
-            watcher = _Watcher(evaluate, report, Ending(received))
+            watcher = _Watcher(evaluate, report, Ending(received), self.prove)
             # A signal may have ended the run in the middle of this validation.
             if start and self._is_validated(start) and not report.validated(start):
                 _, number = watcher.validate(start, state)
@@ -186,6 +187,7 @@ class _Watcher:
     evaluate: Evaluate
     report: Reporter
     ending: Ending
+    prove: Prove | None
 
     def validate(self, step: int, state: State) -> tuple[dict[str, float], int]:
         """The values of the whole test split, which it reports, or none and the signal that came."""
@@ -197,11 +199,17 @@ class _Watcher:
                     raise _Left(number)
 
             try:
-                values = self.evaluate(state.model, watch)
+                values = self.evaluate(state.model, watch, self._proved(state.model))
             except _Left as left:
                 return {}, left.number
         self.report.validation(step, values)
         return values, 0
+
+    def _proved(self, model: Any) -> Proved | None:
+        """What is proved of the weights, if they are finite, and whole in this process."""
+        if self.prove is None or jax.process_count() > 1 or not all_finite(model):
+            return None
+        return self.prove(jax.device_get(model))
 
 
 def _about(recipe: Recipe) -> About:

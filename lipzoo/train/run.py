@@ -28,6 +28,7 @@ from lipzoo.system.signals import handling
 from lipzoo.system.streams import make_console
 from lipzoo.train.checkpoint import Checkpoints
 from lipzoo.train.contents import check_step
+from lipzoo.train.evaluate import Prove
 from lipzoo.train.loop import Loop
 from lipzoo.train.reading import Damaged, read_recipe
 from lipzoo.train.state import State, init_state
@@ -36,18 +37,21 @@ Finish = Callable[[Recipe, Path, Console], None]
 """What is done with a run that is complete, in the first process: the whole recipe, the directory, a console."""
 
 
-def train(recipe: Recipe, run: Path, *, resume: bool, finish: Finish) -> int:
-    """Trains a recipe in the directory `run`, and hands what is complete to `finish`.
+def train(recipe: Recipe, run: Path, *, resume: bool, finish: Finish, prove: Prove | None = None) -> int:
+    """Trains a recipe in the directory `run`, and hands what is complete to `finish`; each validation tells what
+    `prove` says of the weights.
 
     **Returns:** the exit status: 0, or 128 + n if signal n ended the run early (after saving), or 1 if it diverged.
 
     **Raises:** Interrupted if a signal comes before the first step or after the last, when there is nothing to save.
     """
     with contextlib.ExitStack() as stack:
-        return _train(recipe, run, stack, finish, resume=resume)
+        return _train(recipe, run, stack, finish, prove, resume=resume)
 
 
-def _train(recipe: Recipe, run: Path, stack: contextlib.ExitStack, finish: Finish, *, resume: bool) -> int:
+def _train(
+    recipe: Recipe, run: Path, stack: contextlib.ExitStack, finish: Finish, prove: Prove | None, *, resume: bool
+) -> int:
     console = make_console(quiet=not is_first())
     with _interruptible(lambda: _before_the_first_step(run)):
         mesh = make_mesh(recipe.training.mesh)
@@ -68,7 +72,7 @@ def _train(recipe: Recipe, run: Path, stack: contextlib.ExitStack, finish: Finis
             state = _restore(recipe, run, checkpoints, state, stream, console)
             _note(run, recipe)
         console.print(recipe.abstract_model(), f"run: {run}", sep="\n", soft_wrap=True)
-    loop = Loop(recipe, run, checkpoints, stream, console)
+    loop = Loop(recipe, run, checkpoints, stream, console, prove)
     with _signals() as received:  # Until what is being written has been written.
         try:
             step, interrupted = loop.run(state, mesh, data, received)
