@@ -30,6 +30,8 @@ Entries = Float[np.ndarray, " n"]
 class AbstractElementwise(AbstractModule):
     """A function of entries that knows its slopes, and its own values in float64."""
 
+    tokenwise = True
+
     @abc.abstractmethod
     def values(self, x: Entries) -> Entries:
         """The function in NumPy's float64, off by at most 64 units of roundoff of |x| and of itself."""
@@ -54,6 +56,8 @@ class AbstractElementwise(AbstractModule):
 
 class Identity(AbstractModule):
     """x ↦ x."""
+
+    tokenwise = True
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return x

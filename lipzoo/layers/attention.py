@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from lipzoo.layers.attend import attend, rotate
 from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_axes
+from lipzoo.layers.near_attention import Known, attention_near
 from lipzoo.layers.normalization import RMSNorm
+from lipzoo.theory.balls import SURE_RADIUS, Balls
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import Scalar, log_hypot, log_root_mean_square, log_sum, log_times, log_up, namespace
 from lipzoo.theory.space import Space, Tokens
@@ -169,6 +172,28 @@ class Attention(AbstractModule):
         radius = log_times(c, self._through(v.radius, measure))
         return dataclasses.replace(incoming, log_radius=radius).grow(log_up(1.0, r), gain)
 
+    def near(self, incoming: Balls, measure: Measure) -> Balls:
+        """Around one sequence, whose scores and weights are known (see `lipzoo.layers.near_attention`)."""
+        self._check_shapes()
+        known = Known(
+            *(_heads(w, self.heads) for w in (self.q, self.k, self.v)),
+            *(np.asarray(measure(self._split(w)), np.float64) for w in (self.q, self.k, self.v)),
+            scale=self.softmax_scale,
+            bias=None if self.bias is None else np.asarray(self.bias.array, np.float64)[..., 0],
+            window=self.window,
+            rotary=self.rotary,
+            qk_epsilon=self.qk_epsilon,
+            v_epsilon=self.v_epsilon,
+        )
+        joined, moved = attention_near(known, incoming)
+        whole = float(measure(self.out)) * np.sqrt((moved**2).mean(0))
+        by_head = (np.asarray(measure(self._columns()))[:, None] * moved).sum(0)
+        c, out = abs(self.output_scale), np.asarray(self.out.array, np.float64)
+        gain = c * float(measure(self.out))
+        center = self.output_scale * (joined @ out.T)
+        rounding = Balls(joined, np.zeros(len(joined))).moved(center, np.zeros(len(joined)), gain=gain).radius
+        return Balls(center, (c * np.minimum(whole, by_head) + rounding) * SURE_RADIUS)
+
     def _through(self, z: Scalar, measure: Measure) -> Scalar:
         """The logarithm of a bound of what W_O makes of at most exp(zᵢ) from head i."""
         whole = log_times(log_up(measure(self.out), z), log_root_mean_square(z))
@@ -194,6 +219,11 @@ class Attention(AbstractModule):
         size = self.out.array.shape[0]
         array = self.out.array.reshape(size, self.heads, -1).swapaxes(0, 1)
         return dataclasses.replace(self.out, array=array, cap=self.out.cap / math.sqrt(self.heads))
+
+
+def _heads(weight: Weight, heads: int) -> Float[np.ndarray, "heads size d"]:
+    array = np.asarray(weight.array, np.float64)
+    return array.reshape(heads, -1, array.shape[-1])
 
 
 def _side(norm: Scalar, log_radius: Scalar, epsilon: float | None) -> _Side:

@@ -7,17 +7,19 @@ that runs; and both refuse what the module does not take, so that no bound speak
 
 import abc
 import math
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
+from lipzoo.theory.balls import Balls
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Ellipsoid
 from lipzoo.theory.numbers import format_power
-from lipzoo.theory.space import Space, SpaceError
+from lipzoo.theory.space import Space, SpaceError, Tokens
 from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure, Projection, Weight, cap_norm, is_weight, map_weights, weights
 
@@ -42,7 +44,12 @@ class Mask(eqx.Module):
 
 
 class AbstractModule(eqx.Module):
-    """A map of vectors (or of sequences of vectors) that knows its own sensitivity."""
+    """A map of vectors (or of sequences of vectors) that knows its own sensitivity.
+
+    `tokenwise` says that of a sequence it maps every token by itself.
+    """
+
+    tokenwise: ClassVar[bool] = False
 
     @property
     def takes(self) -> Space | None:
@@ -77,6 +84,16 @@ class AbstractModule(eqx.Module):
         image = self.bound(Bound.start(reach.space, reach.radius), steering.measure).vector(type(self).__name__)
         size = image.space.size  # pyright: ignore[reportAttributeAccessIssue]
         return incoming.stretched(float(image.lipschitz) * math.sqrt(size / incoming.size), size)
+
+    def near(self, incoming: Balls, measure: Measure) -> Balls:
+        """Where tokens near those of one sequence go: no further than the bound says for tokens of their sizes."""
+        size = float(incoming.sizes.max())
+        image = self.bound(Bound.start(Tokens(incoming.center.shape[1]), size), measure)
+        radius = incoming.radius if self.tokenwise else np.full_like(incoming.radius, incoming.radius.max())
+        gain, parts = float(image.lipschitz), weights(self)
+        width = max((size for weight in parts for size in weight.array.shape), default=0)
+        center = in_float64(self, incoming.center)
+        return incoming.moved(center, gain * radius, gain=gain, width=width, depth=len(parts) + 1)
 
     def extend(self, x: Shaped[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
         """The output for further tokens of a sequence, the first of them at position `first`.
@@ -113,6 +130,13 @@ class AbstractModule(eqx.Module):
     def __repr__(self) -> str:
         rows = [_describe(weight) for weight in weights(self)]
         return "\n".join([type(self).__name__, *rows, f"  {_a_priori(self)}"])
+
+
+def in_float64(module: AbstractModule, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """What a module gives where everything is computed in float64."""
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda array: jnp.asarray(np.asarray(array), jnp.float64), module)
+        return np.asarray(wide(jnp.asarray(x, jnp.float64)))
 
 
 class AbstractStack(AbstractModule):

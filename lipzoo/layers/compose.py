@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, Float, Shaped
 
 from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_module, check_shape
+from lipzoo.theory.balls import Balls
 from lipzoo.theory.bound import Bound, weighted_sum
 from lipzoo.theory.ellipsoid import Ellipsoid
 from lipzoo.theory.space import Space, Tokens, Vector, example_shape
@@ -42,6 +43,11 @@ class Sequential(AbstractModule):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         for layer in self.layers:
             incoming = layer.bound(incoming, measure)
+        return incoming
+
+    def near(self, incoming: Balls, measure: Measure) -> Balls:
+        for layer in self.layers:
+            incoming = layer.near(incoming, measure)
         return incoming
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
@@ -105,9 +111,15 @@ class ConvexResidual(AbstractResidual):
         return weighted_sum((1 - alpha, alpha), (incoming, self.branch.bound(incoming, measure)))
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
-        """Of the sum of both changes."""
+        """The sum of both changes."""
         alpha = float(self.alpha)
         return incoming.plus(self.branch.spread(incoming, reach, steering), (1 - alpha, alpha))
+
+    def near(self, incoming: Balls, measure: Measure) -> Balls:
+        """The sum of both changes."""
+        alpha, image = float(self.alpha), self.branch.near(incoming, measure)
+        center = (1 - alpha) * incoming.center + alpha * image.center
+        return incoming.moved(center, (1 - alpha) * incoming.radius + alpha * image.radius)
 
 
 class Residual(AbstractResidual):
@@ -123,13 +135,19 @@ class Residual(AbstractResidual):
         return weighted_sum((1.0, 1.0), (incoming, self.branch.bound(incoming, measure)))
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
-        """Of the sum of both changes."""
+        """The sum of both changes."""
         return incoming.plus(self.branch.spread(incoming, reach, steering), (1.0, 1.0))
+
+    def near(self, incoming: Balls, measure: Measure) -> Balls:
+        """The sum of both changes."""
+        image = self.branch.near(incoming, measure)
+        return incoming.moved(incoming.center + image.center, incoming.radius + image.radius)
 
 
 class PerToken(AbstractModule):
     """A map of vectors on every token. Sequences are measured by their largest token, so the bound is the same."""
 
+    tokenwise = True
     module: AbstractModule
 
     def __check_init__(self) -> None:

@@ -65,6 +65,7 @@ class Flatten(AbstractModule):
 class Scale(AbstractModule):
     """x ↦ sx for a fixed s."""
 
+    tokenwise = True
     factor: float = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -82,6 +83,7 @@ class Scale(AbstractModule):
 class Affine(AbstractModule):
     """γ ⊙ x + β. `gain` holds γ as 1×1 matrices, shape (size, 1, 1), so that a norm of it is that of one entry."""
 
+    tokenwise = True
     gain: Weight
     bias: Weight | None = None
 

@@ -10,8 +10,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from lipzoo.layers.base import AbstractModule, AbstractStack, Cache, Mask, Position, check_module
+from lipzoo.layers.compose import Sequential
+from lipzoo.theory.balls import Balls
 from lipzoo.theory.bound import Bound
+from lipzoo.theory.ellipsoid import Ellipsoid
 from lipzoo.theory.space import Space, SpaceError
+from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure, Weight, map_weights, weights
 
 Remat = Literal["none", "products", "blocks"]
@@ -72,6 +76,15 @@ class Stack(AbstractStack):
             if outgoing.space != incoming.space:
                 raise SpaceError(f"a block of a stack was given {incoming.space} and gives {outgoing.space}")
             incoming = outgoing
+        return incoming
+
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        blocks = Sequential(self.block(index) for index in range(self.depth))
+        return blocks.spread(incoming, reach, steering)
+
+    def near(self, incoming: Balls, measure: Measure) -> Balls:
+        for index in range(self.depth):
+            incoming = self.block(index).near(incoming, measure)
         return incoming
 
     def block(self, index: int) -> AbstractModule:

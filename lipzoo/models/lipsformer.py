@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.layers.activation import GELU
@@ -17,6 +18,7 @@ from lipzoo.layers.compose import AbstractResidual, PerToken, Sequential
 from lipzoo.layers.init import BELOW_CAP, Init, fresh
 from lipzoo.layers.linear import Affine, Linear
 from lipzoo.layers.normalization import Center
+from lipzoo.theory.balls import Balls
 from lipzoo.theory.bound import Bound, weighted_sum
 from lipzoo.theory.geometry import COLUMN, ENTRIES
 from lipzoo.theory.numbers import namespace
@@ -42,6 +44,12 @@ class WeightedResidual(AbstractResidual):
         strengths = measure(self.strength)
         branch = self.branch.bound(incoming, measure).scale(namespace(strengths).max(strengths))
         return weighted_sum((1.0, 1.0), (incoming, branch))
+
+    def near(self, incoming: Balls, measure: Measure) -> Balls:
+        """The sum of both changes."""
+        image, strengths = self.branch.near(incoming, measure), np.asarray(self.strength.array, np.float64)[:, 0, 0]
+        center = incoming.center + image.center * strengths
+        return incoming.moved(center, incoming.radius + abs(strengths).max() * image.radius)
 
 
 def center_norm(width: int, name: str, cap: float, share: float) -> Sequential:
