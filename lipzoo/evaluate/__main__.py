@@ -17,6 +17,7 @@ from lipzoo.config.ranges import Count, Seed, Whole
 from lipzoo.evaluate.attack import Strength
 from lipzoo.evaluate.evaluation import Evaluation, fraction
 from lipzoo.evaluate.run import Effort, alarm, evaluate, write
+from lipzoo.evaluate.texts import evaluate_prompt, write_prompt
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
 from lipzoo.system.paths import UserPath
@@ -31,8 +32,13 @@ class CommandLine:
 
     checkpoint_dirs: Annotated[tuple[UserPath, ...], tyro.conf.Positional]
     """Runs, their checkpoints folders, or steps in them. Of each the newest step is taken."""
-    epsilons: tuple[str, ...] = ("36/255", "72/255", "108/255", "255/255")
-    """ℓ₂ distances, of pixels in [0, 1]; as numbers or fractions."""
+    epsilons: tuple[str, ...] | None = None
+    """ℓ₂ distances of pixels in [0, 1], as numbers or fractions (default: 36, 72, 108, 255 /255); with --prompt, RMS
+    distances of embedded tokens (default: 0.001, 0.01, 0.1)."""
+    prompt: str | None = None
+    """Of a model of text: bound the next token after this prompt, around it and globally."""
+    substitutions: Whole = 1
+    """Of a prompt: bound what any so many tokens in the places of others can do; 0 for not."""
     images: Whole = 200
     """Test images, the first ones, that are looked at one by one: bounds around each, and attacks; 0 for none."""
     local: bool = True
@@ -60,8 +66,9 @@ class CommandLine:
 
     def distances(self) -> tuple[float, ...]:
         """The ε as numbers. Raises UserError if one is none, or not positive."""
+        usual = ("0.001", "0.01", "0.1") if self.prompt is not None else ("36/255", "72/255", "108/255", "255/255")
         values = []
-        for text in self.epsilons:
+        for text in usual if self.epsilons is None else self.epsilons:
             try:
                 value = float(Fraction(text))
             except (ValueError, ZeroDivisionError, OverflowError):
@@ -75,13 +82,15 @@ class CommandLine:
 
 
 def _main() -> int:
-    description = "Evaluates image classifiers: what is certified of their test images, and what attacks find."
+    description = "Evaluates what bounds buy: certified and attacked accuracy of images; bounds around a prompt."
     line = tyro.cli(CommandLine, prog=program(), description=description)
     if refusal := field_refusal(line):
         raise UserError(refusal)
     if not line.checkpoint_dirs:
         raise UserError("give the directory of a run, or of several")
     distances = line.distances()
+    if line.prompt is not None:
+        return _prompts(line, distances)
     strength = Strength(line.steps, line.restarts, line.boundary_steps, line.box)
     effort = Effort(line.images, line.local, line.attack, line.tightness, strength, line.seed, line.tighten)
     found, status = [], 0
@@ -108,6 +117,26 @@ def _main() -> int:
     elif len(found) > 1:
         make_console().print(comparison(found, distances))
     return status
+
+
+def _prompts(line: CommandLine, distances: tuple[float, ...]) -> int:
+    """Bounds around a prompt, of each run."""
+    assert line.prompt is not None
+    found = []
+    for directory in line.checkpoint_dirs:
+        evaluation = evaluate_prompt(directory, line.prompt, distances, line.substitutions)
+        found.append(evaluation.to_json())
+        folder, path = run_of(evaluation.loaded.path), None
+        try:
+            path = write_prompt(evaluation, folder)
+        except OSError as error:
+            print(f"warning: cannot write to {folder} ({error.strerror})", file=sys.stderr)
+        if not line.json:
+            make_console().print(evaluation)
+            print(f"wrote {path}" if path else "", end="\n" if path else "")
+    if line.json:
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=2, allow_nan=False))
+    return 0
 
 
 def write_report(found: list[Evaluation], path: Path) -> Path:

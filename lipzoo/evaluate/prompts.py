@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from lipzoo.certify.measured import ExactNorms
 from lipzoo.layers.compose import Sequential
@@ -71,7 +72,7 @@ class Prompt:
         table = np.asarray(self._model.embedding.table.array, np.float64)[..., 0]
         self._table, self.center = table, table[np.asarray(tokens)]
 
-    def near(self, radius: Float[np.ndarray, " time"]) -> Moved:
+    def near(self, radius: ArrayLike) -> Moved:
         """Every embedded token moves by at most its radius, in RMS norm: by the sequence's own sizes and weights."""
         body = Sequential([self._model.stack, self._model.norm])
         x = body.near(Balls(self.center, np.asarray(radius, np.float64)), self._measure)

@@ -223,13 +223,13 @@ class Terminating:
         def make_evaluate(*arguments):
             real = evaluate(*arguments)
 
-            def watched(model, watch):
+            def watched(model, watch, proved):
                 def told(done, count):
                     assert count == 6
                     self.at("validation")
                     watch(done, count)
 
-                return real(model, told)
+                return real(model, told, proved)
 
             return watched
 
