@@ -52,7 +52,10 @@ class Sequential(AbstractModule):
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         for layer in self.layers:
-            incoming, reach = layer.spread(incoming, reach, steering), layer.bound(reach, steering.measure)
+            image = layer.spread(incoming, reach, steering)
+            if incoming.around is None:  # Around one input its size is known, and the same for all.
+                reach = layer.bound(reach, steering.measure)
+            incoming = image
         return incoming
 
     def extend(self, x: Shaped[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:
