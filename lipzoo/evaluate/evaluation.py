@@ -133,13 +133,13 @@ class Evaluation:
         value = self.to_json()
         named = {
             "certified": "certified_accuracy",
-            f"of the first {self.count:,}: certified": "certified_accuracy_of_first",
-            "certified around each": "local_certified_accuracy_of_first",
+            f"first {self.count:,}": "certified_accuracy_of_first",
+            "around each": "local_certified_accuracy_of_first",
             "under attack": "attacked_accuracy",
         }
         table = {name: [f"{x:.2%}" for x in value[key]] for name, key in named.items() if value.get(key)}
         if self.attacked is not None:
-            table["mean p(true)"] = [f"{x:.3f}" for x in value["mean_true_probability"]]
+            table["p(true)"] = [f"{x:.3f}" for x in value["mean_true_probability"]]
         return {"ε (ℓ₂)": [fraction(epsilon) for epsilon in self.epsilons], **table}
 
     @property
@@ -176,13 +176,16 @@ class Evaluation:
             f"{len(self.radii.label):,} test images. Certified: no change of the pixels (in [0, 1]) of ℓ₂ size ε makes "
             f"the class wrong; median radius {value['median_certified_radius_l2']:.3g}, L (ℓ₂ → ℓ₂) at most {bound}."
         )
-        if self.local_gain is not None:
-            told += (
-                f" Around each of the first {self.count:,}: {value['median_local_radius_l2']:.3g}, "
-                f"{self.local_gain:.3g} times the global radius (medians)."
-            )
-        if self.attacked is not None:
-            told += f" Attacked: the first {self.count:,} images."
+        if self.count:
+            told += f" Of the first {self.count:,} the other columns tell: certified likewise"
+            if self.local is not None:
+                gain = (
+                    ""
+                    if self.local_gain is None
+                    else f" ({self.local_gain:.3g} times the global radius, in the median)"
+                )
+                told += f", certified by bounds around each{gain}"
+            told += "." if self.attacked is None else ", and what attacks leave."
         return told + " The rounding of the network's own forward pass is not covered."
 
 

@@ -5,15 +5,30 @@ import json
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from lipzoo.data import TextConfig, digits, image_config
 from lipzoo.evaluate import __main__ as command
 from lipzoo.evaluate.attack import Attacked, Strength
 from lipzoo.evaluate.run import Effort, alarm, evaluate
+from lipzoo.models import GPTConfig
+from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.terminal import guarded
+from lipzoo.train.checkpoint import save_model
 
 QUICK = ["--images", "20", "--steps", "5", "--restarts", "2", "--boundary-steps", "20"]
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    """A GPT with fresh weights, as a checkpoint of text."""
+    run = tmp_path_factory.mktemp("runs") / "text"
+    config = GPTConfig(depth=2, width=16, heads=2, zero_init=False, softmax_scale=4.0)
+    recipe = Recipe("text", config, TextConfig("pydoc", alphabet="\n abcdefghijklmnopqrstuvwxyz"))
+    save_model(run, 3, recipe.build_model(jax.random.key(0)), recipe)
+    return run
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -32,9 +47,9 @@ def test_a_run_is_evaluated_and_written_beside_its_checkpoints(run_copy, monkeyp
         "255/255",
         "certified",
         "under attack",
-        "mean p(true)",
+        "p(true)",
         "360 test images",
-        "first 20 images",
+        "first 20",
     ):
         assert word in " ".join(out.split())
     value = json.loads((run_copy / "evaluation.json").read_text())
@@ -95,3 +110,54 @@ def test_what_cannot_be_evaluated_is_told_in_a_sentence(arguments, message, digi
     assert status == 2
     assert message in err
     assert "Traceback" not in err
+
+
+def test_around_each_image_radii_are_at_least_as_large_and_no_adversary_is_nearer(run_copy):
+    found = evaluate(run_copy, (0.1, 0.3), Effort(60, strength=Strength(10, 2, 40), tighten=4))
+    assert found.count == 60
+    assert (found.local >= found.radii.radius[:60]).all()
+    right = found.radii.correct[:60]
+    assert (found.attacked.distance[right] >= found.local[right] * (1 - 1e-5)).all()
+    assert found.local_gain > 1
+    assert found.violations() == []
+    assert "<table>" in found._repr_html_()
+    assert "Tightness" in found._repr_html_()
+    assert "<table>" in found.certificate._repr_html_()
+
+
+def test_a_prompt_is_evaluated_and_written(text_run, monkeypatch, capsys):
+    status, out, err = run(monkeypatch, capsys, text_run, "--prompt", "abc", "--epsilons", "0.01", "0.2")
+    assert (status, err) == (0, "")
+    for word in ("After 'abc'", "ε = 0.01", "any 1 of 3 tokens replaced", "KL, nats", "Next token", "likeliest"):
+        assert word in out
+    value = json.loads((text_run / "prompt.json").read_text())
+    first, second, third = value["changes"]
+    assert 0 < first["local"]["kl_nats"] < second["local"]["kl_nats"]
+    assert first["local"]["log_probability"] < first["global"]["log_probability"]
+    assert third["global"] is None
+    status, out, _ = run(monkeypatch, capsys, text_run, "--prompt", "abc", "--json", "--substitutions", "0")
+    assert status == 0
+    assert len(json.loads(out)["changes"]) == 3
+
+
+def test_what_is_no_image_has_no_radius(text_run, digits_run, monkeypatch, capsys):
+    status, _, err = run(monkeypatch, capsys, text_run)
+    assert status == 2
+    assert "holds a model of text, and radii are of images: give --prompt" in err
+    status, _, err = run(monkeypatch, capsys, digits_run, "--prompt", "abc")
+    assert status == 2
+    assert "holds no model of text" in err
+    status, _, err = run(monkeypatch, capsys, text_run, "--prompt", "abc", "--substitutions", "7")
+    assert status == 2
+    assert "take a shorter prompt, or fewer substitutions" in err
+    assert "Traceback" not in err
+
+
+def test_pixels_that_are_no_numbers_are_told(run_copy, monkeypatch, capsys):
+    images = digits.load_digits()
+    test = dataclasses.replace(images.test, input=images.test.input.astype(np.float32) * np.nan)
+    source = image_config.ImageSource(lambda: dataclasses.replace(images, test=test), digits.FORM)
+    monkeypatch.setitem(image_config.SOURCES, "digits", source)
+    status, _, err = run(monkeypatch, capsys, run_copy)
+    assert status == 2
+    assert "hold NaN or infinite pixels" in err
