@@ -66,7 +66,10 @@ SHORT = {
         "--settings 'at most 2' --batch-size 4 --accum-steps 2 --steps 2 --out . "
         "'--flags=--width 16 --heads 2 --seq-len 64'"
     ),
-    "benchmarks.tightness": "--starts 1 --time 4 --steps 2",
+    "benchmarks.tightness": "--starts 1 --time 4",
+    "benchmarks.attacks": "--images 4 --steps 2 --restarts 1 --boundary-steps 4",
+    "benchmarks.certified_table": "",
+    "benchmarks.ellipsoids": "--inputs 8 --sizes 4 2",
 }
 """What is added to the command line of each module, after what the document says."""
 EMBEDDED = {

@@ -90,15 +90,15 @@ class PromptEvaluation:
         columns = {"next": [repr(text) for text, _ in self.likeliest], "p": [f"{p[i]:.3f}" for _, i in self.likeliest]}
         for name, local, _ in self.changes:
             _, low, high = local.probabilities
-            columns[name] = [f"{low[i]:.3f} to {high[i]:.3f}" for _, i in self.likeliest]
+            columns[name] = [f"{low[i]:.3f}–{high[i]:.3f}" for _, i in self.likeliest]
         return columns
 
     @property
     def summary(self) -> str:
         """What the numbers are about."""
         return (
-            "At most, whatever the change. ε: every embedded token moves by up to ε in RMS norm, all at once. The "
-            f"likeliest next token is proved to stay so up to ε = {self.reach:.3g} around this prompt, "
+            "At most, whatever the change: by ε, every embedded token moves by up to ε in RMS norm, all at once; by so many "
+            f"tokens, these are replaced by any others. The likeliest next token is proved to stay so up to ε = {self.reach:.3g} around this prompt, "
             f"{self.reach_global:.3g} by the global bound. Computed exactly with the stored weights: the rounding of "
             "the network's own forward pass is not covered."
         )
@@ -132,7 +132,7 @@ def evaluate_prompt(directory: Path, text: str, epsilons: Sequence[float], subst
             ]
             if substitutions:
                 moved, _ = prompt.substituted(substitutions)
-                changes.append((f"any {substitutions} of {len(tokens)} tokens replaced", moved, None))
+                changes.append((f"any {substitutions} of {len(tokens)} tokens", moved, None))
             reach = prompt.reach(), prompt.reach(local=False)
     except ValueError as error:
         raise UserError(f"{loaded.path} cannot be bounded around this prompt: {error}") from error

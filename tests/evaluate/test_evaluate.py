@@ -128,7 +128,7 @@ def test_around_each_image_radii_are_at_least_as_large_and_no_adversary_is_neare
 def test_a_prompt_is_evaluated_and_written(text_run, monkeypatch, capsys):
     status, out, err = run(monkeypatch, capsys, text_run, "--prompt", "abc", "--epsilons", "0.01", "0.2")
     assert (status, err) == (0, "")
-    for word in ("After 'abc'", "ε = 0.01", "any 1 of 3 tokens replaced", "KL, nats", "Next token", "likeliest"):
+    for word in ("After 'abc'", "ε = 0.01", "any 1 of 3 tokens", "KL, nats", "Next token", "likeliest"):
         assert word in out
     value = json.loads((text_run / "prompt.json").read_text())
     first, second, third = value["changes"]
