@@ -97,10 +97,10 @@ class PromptEvaluation:
     def summary(self) -> str:
         """What the numbers are about."""
         return (
-            "At most, whatever the change: by ε, every embedded token moves by up to ε in RMS norm, all at once; by so many "
-            f"tokens, these are replaced by any others. The likeliest next token is proved to stay so up to ε = {self.reach:.3g} around this prompt, "
-            f"{self.reach_global:.3g} by the global bound. Computed exactly with the stored weights: the rounding of "
-            "the network's own forward pass is not covered."
+            "At most, whatever the change: by ε, every embedded token moves by up to ε in RMS norm, all at once; by so "
+            "many tokens, these are replaced by any others. The likeliest next token is proved to stay so up to "
+            f"ε = {self.reach:.3g} around this prompt, {self.reach_global:.3g} by the global bound. Computed exactly "
+            "with the stored weights: the rounding of the network's own forward pass is not covered."
         )
 
     @property
