@@ -86,8 +86,9 @@ def _draw(runs: dict[str, Path], values: dict[str, Value]) -> None:
     for color, (name, run) in enumerate(runs.items()):
         with np.load(run / "radii.npz") as stored:
             right = stored["label"] == stored["prediction"]
-            radius, local = np.where(right, stored["radius"], 0), np.where(right, stored["local_radius"], 0)
-        known = ~np.isnan(local)
+            stored_local = stored["local_radius"]
+            radius, local = np.where(right, stored["radius"], 0), np.where(right, stored_local, 0)
+        known = ~np.isnan(stored_local)
         everywhere.append(Line(name, GRID, _beyond(radius), color))
         if known.any():
             around.append(Line(name, GRID, _beyond(local[known]), color))
@@ -109,7 +110,7 @@ def _draw(runs: dict[str, Path], values: dict[str, Value]) -> None:
         ),
         "tightness": ranges(
             {
-                f"{name}: {row['name']}": (row["found"], row["certified"])
+                name: (row["found"], row["certified"])
                 for name, value in values.items()
                 for row in value["tightness"]
                 if row["name"] == "whole"

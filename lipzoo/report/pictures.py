@@ -130,7 +130,7 @@ def ranges(rows: Mapping[str, tuple[float, float]], title: str, x: str) -> Figur
             axes.plot([low], [index], "|", color=COLORS[1], markersize=11, markeredgewidth=2)
             axes.plot([high], [index], "|", color=COLORS[0], markersize=11, markeredgewidth=2)
         axes.set_yticks(range(len(rows)), list(rows), parse_math=False)
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         _frame(axes, title, x, "")
         positive = [value for pair in rows.values() for value in pair if value > 0]
         if positive and max(positive) > 30 * min(positive):
