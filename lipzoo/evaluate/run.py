@@ -30,6 +30,8 @@ from lipzoo.theory.space import SpaceError
 from lipzoo.theory.steering import Steering
 from lipzoo.train.checkpoint import Loaded, load
 
+EPSILONS = (36 / 255, 72 / 255, 108 / 255, 1.0)
+"""ℓ₂ distances at which the field tells certified accuracy."""
 TOGETHER = 50
 """Images that are attacked at once, each from all starts and at all radii."""
 SAMPLE = 64
@@ -56,8 +58,14 @@ class Effort:
     tighten: int = STEPS
 
 
-def evaluate(directory: Path, epsilons: Sequence[float], effort: Effort) -> Evaluation:
+def evaluate(directory: str | Path, epsilons: Sequence[float] = EPSILONS, effort: Effort = Effort()) -> Evaluation:
     """Evaluates the newest checkpoint under `directory` on its test split.
+
+    !!! example
+
+        ```python
+        evaluate("runs/digits_mlp/…", effort=Effort(images=20))  # in a notebook it shows itself as tables
+        ```
 
     **Raises:** UserError if it is no classifier of images, cannot be certified, or its pixels are no numbers.
     """

@@ -93,7 +93,7 @@ def waiting(
         *(text, BarColumn(bar_width=20), *counts, TimeColumn()),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not (console.is_terminal or console.is_jupyter),
     )
     with started(progress), part_of(progress, what, total) as wait:
         yield wait
