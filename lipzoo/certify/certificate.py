@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,13 +14,13 @@ from rich.text import Text
 from lipzoo.certify.measured import ExactNorms, place_of, table_rows
 from lipzoo.certify.published import published_bound
 from lipzoo.certify.statement import METHODS, gained, l2_factor, statement
-from lipzoo.certify.tighten import tightest
+from lipzoo.certify.tighten import smallest, tightest
 from lipzoo.layers.base import check_module
 from lipzoo.models import AbstractModule
 from lipzoo.report import page
 from lipzoo.report.tables import terminal_table
 from lipzoo.theory.bound import Bound
-from lipzoo.theory.numbers import Scalar, format_power, log_up, round_digits
+from lipzoo.theory.numbers import Scalar, format_power, round_digits
 from lipzoo.theory.space import Space, SpaceError, Symbols, example_shape
 from lipzoo.theory.weight import Weight, cap_norm, check_names, weights
 
@@ -99,7 +99,7 @@ class Certificate:
         layerwise = model.bound(start, exact)
         _check_runs(model, start.space, layerwise)
         found = [ellipsoid.lipschitz for ellipsoid, _ in tightest(model, start, exact, steps=tighten)]
-        certified = _smallest(layerwise, found)
+        certified = smallest(layerwise, found)
 
         def share(name: str) -> float:
             return _share(layerwise, model.bound(start, lambda w: exact(w) ** (w.name != name)))
@@ -198,18 +198,6 @@ class Certificate:
         with console.capture() as capture:
             console.print(self)
         return capture.get()
-
-
-def _smallest(layerwise: Bound, found: Sequence[float]) -> Bound:
-    """The layerwise bound, or that of an ellipsoid if it is smaller. These are of ℓ₂ norms."""
-    if not found:
-        return layerwise
-    first, last = layerwise.domain.space, layerwise.space
-    factor = math.sqrt(first.size / last.size) * (1 + 2.0**-50)  # pyright: ignore[reportAttributeAccessIssue]
-    log_lipschitz = log_up(min(found) * factor)
-    if not log_lipschitz < layerwise.log_lipschitz:
-        return layerwise
-    return dataclasses.replace(layerwise, log_lipschitz=log_lipschitz)
 
 
 def _space(model: AbstractModule, given: Space | None) -> Space:

@@ -1,6 +1,8 @@
 """The smallest ellipsoid that is found for a feed-forward network: its L is at most that of the layers one by one."""
 
 import contextlib
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ import optax
 from lipzoo.models import AbstractModule
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Ellipsoid
+from lipzoo.theory.numbers import log_up
 from lipzoo.theory.slopes import NoEllipsoid
 from lipzoo.theory.space import SpaceError, Vector
 from lipzoo.theory.steering import Steering
@@ -65,6 +68,18 @@ def tightest(
             steering = Steering(measure, _sought(model, start, measure, plain.used, steps, objective))
             found.append((_spread(model, start, steering), steering))
     return [pair for pair in found if np.isfinite(pair[0].lipschitz)]
+
+
+def smallest(layerwise: Bound, found: Sequence[float]) -> Bound:
+    """The layerwise bound, or that of an ellipsoid if it is smaller. These are of ℓ₂ norms."""
+    if not found:
+        return layerwise
+    first, last = layerwise.domain.space, layerwise.space
+    factor = math.sqrt(first.size / last.size) * (1 + 2.0**-50)  # pyright: ignore[reportAttributeAccessIssue]
+    log_lipschitz = log_up(min(found) * factor)
+    if not log_lipschitz < layerwise.log_lipschitz:
+        return layerwise
+    return dataclasses.replace(layerwise, log_lipschitz=log_lipschitz)
 
 
 def _spread(model: AbstractModule, start: Bound, steering: Steering) -> Ellipsoid:

@@ -136,7 +136,12 @@ def in_float64(module: AbstractModule, x: Float[np.ndarray, "..."]) -> Float[np.
     """What a module gives where everything is computed in float64."""
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda array: jnp.asarray(np.asarray(array), jnp.float64), module)
-        return np.asarray(wide(jnp.asarray(x, jnp.float64)))
+        return np.asarray(_run(wide, jnp.asarray(x, jnp.float64)))
+
+
+@jax.jit
+def _run(module: AbstractModule, x: Shaped[Array, "..."]) -> Float[Array, "..."]:
+    return module(x)
 
 
 class AbstractStack(AbstractModule):
