@@ -59,7 +59,7 @@ def tightest(
     if not isinstance(start.space, Vector):
         return []
     found: list[tuple[Ellipsoid, Steering]] = []
-    with contextlib.suppress(NoEllipsoid, SpaceError, np.linalg.LinAlgError), np.errstate(all="ignore"):
+    with contextlib.suppress(ArithmeticError, SpaceError, np.linalg.LinAlgError), np.errstate(all="ignore"):
         plain = Steering(measure)
         found.append((_spread(model, start, plain), plain))
         layerwise = model.bound(start, measure).vector("an ellipsoid")
@@ -67,7 +67,15 @@ def tightest(
         if steps and plain.used and found[0][0].lipschitz < (1 - GAIN) * float(layerwise.lipschitz) * factor:
             steering = Steering(measure, _sought(model, start, measure, plain.used, steps, objective))
             found.append((_spread(model, start, steering), steering))
-    return [pair for pair in found if np.isfinite(pair[0].lipschitz)]
+    return [pair for pair in found if _known(pair[0])]
+
+
+def _known(ellipsoid: Ellipsoid) -> bool:
+    """Whether float64 has room for its constant."""
+    try:
+        return bool(np.isfinite(ellipsoid.lipschitz))
+    except NoEllipsoid:
+        return False
 
 
 def smallest(layerwise: Bound, found: Sequence[float]) -> Bound:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from lipzoo.models import AbstractModule
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Around, Ellipsoid
-from lipzoo.theory.slopes import UNIT, NoEllipsoid
+from lipzoo.theory.slopes import UNIT
 from lipzoo.theory.steering import Steering
 
 ROUNDS = 6
@@ -60,14 +60,18 @@ def local_radius(
     first grows with ε and the second falls: where they meet is sought by a few balls, between `certain` and what a ball
     of no size would give.
     """
-    low, high = certain, _reached(near(model, x, 0.0, steering), prediction)
+    try:
+        low, high = certain, _reached(near(model, x, 0.0, steering), prediction)
+    except (ArithmeticError, np.linalg.LinAlgError):
+        return certain
+    high = min(high, max(certain, 100 * math.sqrt(x.size)))  # A network may be constant around the input.
     for _ in range(ROUNDS):
         if not low < high * (1 - NEAR):
             break
         middle = math.sqrt(max(low, high / 16) * high)
         try:
             reached = _reached(near(model, x, middle, steering), prediction)
-        except NoEllipsoid:
+        except (ArithmeticError, np.linalg.LinAlgError):
             reached = 0.0
         low, high = max(low, min(middle, reached)), min(high, max(middle, reached))
     return low

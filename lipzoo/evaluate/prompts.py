@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 from lipzoo.certify.measured import ExactNorms
 from lipzoo.layers.compose import Sequential
 from lipzoo.models import GPT
-from lipzoo.theory.balls import SURE_RADIUS, Balls, rms
+from lipzoo.theory.balls import SURE_RADIUS, Balls, expit, log_sum_of_others, rms
 from lipzoo.theory.bound import Bound
+from lipzoo.theory.slopes import UNIT
 from lipzoo.theory.space import Tokens
 from lipzoo.theory.weight import Measure
 
@@ -46,15 +47,15 @@ class Moved(NamedTuple):
     @property
     def probabilities(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The prediction, and between what each probability stays: its odds against all others by e^±range."""
-        odds = np.exp(self.logits - self.logits.max())
-        p = odds / odds.sum()
-        with np.errstate(over="ignore"):
-            grow = np.exp(min(self.range, 700.0))
-        return p, p / (p + (1 - p) * grow), np.minimum(p * grow / (p * grow + (1 - p)), 1.0)
+        odds = self.logits - log_sum_of_others(self.logits)
+        low, high = expit(odds - self.range) * (1 - 1e-9), expit(odds + self.range) * (1 + 1e-9)
+        return expit(odds), low, np.minimum(high, 1.0)
 
     @property
     def certain(self) -> bool:
         """Whether the likeliest token stays the likeliest."""
+        if len(self.logits) == 1:
+            return True
         first, second = np.sort(self.logits)[::-1][:2]
         return bool(first - second > self.range)
 
@@ -62,10 +63,20 @@ class Moved(NamedTuple):
 class Prompt:
     """A GPT and the tokens that it is asked to go on from.
 
-    `temperature` multiplies the logits, as in training. **Raises:** SpaceError where a part has no bound.
+    `temperature` multiplies the logits, as in training.
+
+    **Raises:** ValueError if that is not positive, if the prompt is empty or of several documents, which are masked
+    from each other, or if the head has a bias; SpaceError where a part has no bound.
     """
 
     def __init__(self, model: GPT, tokens: Sequence[int], temperature: float = 1.0):
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"the temperature must be positive and finite, got {temperature}")
+        separator = model.config.separator
+        if not len(tokens) or (separator >= 0 and separator in list(tokens)[1:]):
+            raise ValueError("a prompt has at least one token, and is of one document")
+        if model.head.bias is not None:
+            raise ValueError("bounds around a prompt are of heads without a bias")
         self._model: GPT = jax.tree.map(np.asarray, model)
         self._measure: Measure = ExactNorms(lambda done: None)
         self._temperature = temperature
@@ -74,6 +85,8 @@ class Prompt:
 
     def near(self, radius: ArrayLike) -> Moved:
         """Every embedded token moves by at most its radius, in RMS norm: by the sequence's own sizes and weights."""
+        if not (np.asarray(radius) >= 0).all():
+            raise ValueError("the radii of tokens must be at least 0")
         body = Sequential([self._model.stack, self._model.norm])
         x = body.near(Balls(self.center, np.asarray(radius, np.float64)), self._measure)
         return self._head(x.center[-1], float(x.radius[-1]))
@@ -87,7 +100,8 @@ class Prompt:
         return self._head(x.center[-1], float(x.radius[-1]) + radius * gain)
 
     def substituted(self, count: int) -> tuple[Moved, tuple[int, ...]]:
-        """Any `count` tokens replaced by any others: what holds wherever they stand, and the worst places.
+        """Any `count` tokens replaced by any others (but one that ends a document): what holds wherever they stand, and
+        the worst places.
 
         **Raises:** ValueError if there are too many choices of places.
         """
@@ -97,7 +111,10 @@ class Prompt:
                 f"{count} of {time} tokens can stand in {math.comb(time, max(count, 0)):,} places, of which at most "
                 f"{MOST:,} are gone through: take a shorter prompt, or fewer substitutions"
             )
-        farthest = np.array([rms(self._table - row).max() for row in self.center])
+        table = np.delete(
+            self._table, [self._model.config.separator] if self._model.config.separator >= 0 else [], axis=0
+        )
+        farthest = np.array([rms(table - row).max(initial=0.0) for row in self.center])
         found = []
         for places in itertools.combinations(range(time), count):
             radius = np.zeros(time)
@@ -129,16 +146,20 @@ class Prompt:
         scale = float(self._model.config.final_scale) * math.sqrt(rows.shape[1]) * radius * SURE_RADIUS
         sizes = np.linalg.norm(rows, axis=1)
         change = sizes * scale
-        apart = 2 * np.linalg.norm(rows - rows.mean(0), axis=1).max()
+        rest = rows - rows.mean(0)
+        apart = 2 * np.linalg.norm(rest, axis=1).max()
         if len(rows) <= 1000:
-            gram = rows @ rows.T
+            gram = rest @ rest.T
             squares = np.diagonal(gram)[:, None] + np.diagonal(gram)[None] - 2 * gram
-            apart = min(apart, math.sqrt(max(squares.max(), 0.0)) * (1 + 1e-9))
+            squares = max(squares.max(), 0.0) + 16 * (rows.shape[1] + 4) * UNIT * np.diagonal(gram).max()
+            apart = min(apart, math.sqrt(squares))
+        apart = float(apart) * (1 + 2.0**-40) + 8 * UNIT * sizes.max()  # Of the mean that is taken away.
         if self._model.config.logit_softcap:
-            apart = 2 * sizes.max()
-        rounding = 2.0**-50 * rows.shape[1] ** 1.5 * (1 + float(abs(logits).max()))
+            apart = 2 * float(sizes.max())
+        size = float(np.linalg.norm(hidden)) * float(sizes.max()) * abs(float(self._model.config.final_scale))
+        rounding = UNIT * (4 * rows.shape[1] + 100) * (size + float(abs(logits).max()))
         t = self._temperature
-        return Moved(t * logits, t * (change + rounding), t * (float(apart) * scale + 2 * rounding))
+        return Moved(t * logits, t * (change + rounding), t * (apart * scale + 2 * rounding))
 
 
 def _logits(model: GPT, hidden: Float[np.ndarray, " d"]) -> Float[np.ndarray, " vocabulary"]:

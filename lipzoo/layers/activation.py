@@ -164,7 +164,7 @@ class Tanh(AbstractElementwise):
         far = np.maximum(abs(low), abs(high))
         with np.errstate(over="ignore"):
             least, most = (1 / np.cosh(x / self.limit) ** 2 for x in (far, near))
-        return least * (1 - 1e-12), np.minimum(most * (1 + 1e-12), 1.0)
+        return least * (1 - 1e-12), np.clip(most * (1 + 1e-12), 1e-90, 1.0)
 
 
 class SquaredReLU(AbstractElementwise):

@@ -51,6 +51,15 @@ class AbstractModule(eqx.Module):
 
     tokenwise: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """What a class says beyond its bound is of its own map: one that maps otherwise does not inherit it."""
+        super().__init_subclass__(**options)
+        anew = {"__call__", "masked", "bound"} & set(vars(cls))
+        concrete = (vars(base).get("__call__") for base in cls.__mro__[1:])
+        if anew and any(call is not None and not getattr(call, "__isabstractmethod__", False) for call in concrete):
+            for name in {"spread", "near", "tokenwise"} - set(vars(cls)):
+                setattr(cls, name, vars(AbstractModule)[name])
+
     @property
     def takes(self) -> Space | None:
         """The space of inputs, where the module itself knows it."""

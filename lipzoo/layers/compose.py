@@ -163,6 +163,12 @@ class PerToken(AbstractModule):
     def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time out"]:
         return jax.vmap(self.module)(x)
 
+    def near(self, incoming: Balls, measure: Measure) -> Balls:
+        """One module after the other, so that what rounds in each is counted there."""
+        if not isinstance(self.module, Sequential):
+            return super().near(incoming, measure)
+        return Sequential(PerToken(layer) for layer in self.module.layers).near(incoming, measure)
+
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         size = incoming.tokens("PerToken").space.size  # pyright: ignore[reportAttributeAccessIssue]
         image = self.module.bound(incoming.to(Vector((size,))), measure)

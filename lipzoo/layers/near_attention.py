@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lipzoo.layers.attend import ROTARY_BASE
-from lipzoo.theory.balls import SURE_RADIUS, Balls, rms
+from lipzoo.theory.balls import SURE_RADIUS, Balls, expit, log_sum_of_others, rms
 from lipzoo.theory.slopes import UNIT
 
 Heads = Float[np.ndarray, "heads time size"]
@@ -68,7 +68,7 @@ def attention_near(known: Known, x: Balls) -> tuple[Float[np.ndarray, "time d"],
     sigma = (
         known.scale
         * (q.size[:, :, None] * k.radius[:, None, :] + q.radius[:, :, None] * (k.size + k.radius)[:, None, :])
-        + UNIT * (8 * x.center.shape[1] ** 1.5 + 400) * largest
+        + UNIT * (8 * x.center.shape[1] ** 1.5 + 16 * len(x.center) + 400) * largest
     )
     weight, most, change = _weights(scores, sigma * SURE_RADIUS, seen)
     output = weight @ v.center
@@ -103,20 +103,20 @@ def _rotated(x: Heads) -> Heads:
 
 
 def _weights(scores: Scores, sigma: Scores, seen: Bool[np.ndarray, "time time"]) -> tuple[Scores, Scores, Scores]:
-    """The softmax, the most that each weight can be where scores move by σ, and the most that it can change."""
-    shifted = np.where(seen, scores - np.where(seen, scores, -np.inf).max(2, keepdims=True), -np.inf)
-    odds = np.exp(shifted)
-    weight = odds / odds.sum(2, keepdims=True)
-    rest = 1 - np.eye(len(seen))  # What all but one sum up to, without a difference that would cancel.
-    with np.errstate(over="ignore", invalid="ignore"):
-        up, down = np.where(seen, odds * np.exp(sigma), 0.0), np.where(seen, odds * np.exp(-sigma), 0.0)
-        highest = _share(up, down @ rest)
-        lowest = _share(down, up @ rest)
-    highest, lowest = np.nan_to_num(highest, nan=1.0), np.nan_to_num(lowest, nan=0.0)
-    highest = np.where(seen, np.minimum(highest * (1 + 1e-12) + 1e-14, 1.0), 0.0)
-    change = np.where(seen, np.maximum(highest - weight, weight - lowest) * (1 + 1e-12) + 1e-14, 0.0)
-    return weight, highest, change
+    """The softmax, the most that each weight can be where scores move by σ, and the most that it can change.
+
+    A weight is 1/(1 + e^-d), d its score less the logarithm of the sum of all other exponentials: kept as a logarithm,
+    so that what is too small for a number by itself can still become large.
+    """
+    z = np.where(seen, scores, -np.inf)
+    weight = expit(_odds(z, z))
+    highest = np.minimum(expit(_odds(z + sigma, z - sigma)) * (1 + 1e-9) + 1e-14, 1.0)
+    lowest = expit(_odds(z - sigma, z + sigma)) * (1 - 1e-9) - 1e-14
+    change = np.maximum(highest - weight, weight - lowest) + 1e-14
+    return weight, np.where(seen, highest, 0.0), np.where(seen, change, 0.0)
 
 
-def _share(one: Scores, others: Scores) -> Scores:
-    return one / np.maximum(one + others, 1e-300)
+def _odds(one: Scores, others: Scores) -> Scores:
+    """For each, itself less the logarithm of what the exponentials of all others sum up to: ∞ where there are none."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isneginf(one), -np.inf, one - log_sum_of_others(others))

@@ -53,3 +53,18 @@ class Balls:
 def rms(x: Float[np.ndarray, "*batch size"]) -> Float[np.ndarray, "*batch"]:
     """RMS norms along the last axis."""
     return np.sqrt((x**2).mean(-1))
+
+
+def log_sum_of_others(logs: Float[np.ndarray, "*batch n"]) -> Float[np.ndarray, "*batch n"]:
+    """For each entry of the last axis, the logarithm of the sum of the exponentials of all others, without a difference
+    that would cancel: of those before it and those after it."""
+    nothing = np.full((*logs.shape[:-1], 1), -np.inf)
+    before = np.concatenate([nothing, np.logaddexp.accumulate(logs, axis=-1)[..., :-1]], axis=-1)
+    after = np.concatenate([nothing, np.logaddexp.accumulate(logs[..., ::-1], axis=-1)[..., :-1]], axis=-1)
+    return np.logaddexp(before, after[..., ::-1])
+
+
+def expit(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """1/(1 + e^-x)."""
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))

@@ -34,12 +34,16 @@ from jaxtyping import Float
 from lipzoo.theory.norms import gamma
 from lipzoo.theory.numbers import namespace
 from lipzoo.theory.slopes import (
+    LARGEST,
+    SMALLEST,
     SURE,
     UNIT,
     Entries,
     Matrix,
+    NoEllipsoid,
     Rectangle,
     checked,
+    not_vanished,
     raised,
     round_up,
     rounded,
@@ -87,7 +91,12 @@ class Ellipsoid:
         if xp is np:
             size = abs(weight)
             rows = size.sum(0) if self.matrix is None else abs(self.matrix) @ size.sum(0)
-            image = raised(image, gamma(2 * self.size + 8, UNIT) * (size @ rows).max(initial=0.0))
+            if weight.any() and not SMALLEST**0.5 < size.max() < LARGEST**0.5:
+                raise NoEllipsoid
+            sources = (weight,) if self.matrix is None else (weight, self.matrix)
+            image = raised(
+                not_vanished(image, *sources), gamma(2 * self.size + 8, UNIT) * (size @ rows).max(initial=0.0)
+            )
         return Ellipsoid(image, weight.shape[-2], affine(self.around, weight, norm, bias))
 
     def scaled(self, factor: float) -> "Ellipsoid":
@@ -97,11 +106,13 @@ class Ellipsoid:
             self.around.reach,
             abs(factor) * self.around.blur * SURE + UNIT * _size(factor * self.around.center),
         )
-        return Ellipsoid(rounded(round_up(factor**2) * self.full), self.size, around)
+        image = rounded(round_up(factor**2) * self.full)
+        return Ellipsoid(_alive(image, factor, self.full), self.size, around)
 
     def stretched(self, gain: float, size: int, around: Around | None = None) -> "Ellipsoid":
         """Of any map to `size` entries that is `gain`-Lipschitz in ℓ₂: the ball (gain²·λmax(S))I."""
-        return Ellipsoid(round_up(gain) ** 2 * self.top * namespace(self.top).eye(size), size, around)
+        image = round_up(round_up(gain) ** 2 * self.top) * namespace(self.top).eye(size)
+        return Ellipsoid(_alive(image, gain, self.top), size, around)
 
     def slopes(self, low: Entries, high: Entries, steer: Any, around: Around | None = None) -> "Ellipsoid":
         """Of a function of entries with slopes in [low, high]; `steer` is log Λ up to a factor (0 for equal ones)."""
@@ -115,11 +126,14 @@ class Ellipsoid:
         xp = namespace(self.full, other.full)
         first, second = (round_up(w**2) * part.full for w, part in zip(weights, (self, other), strict=True))
         traces = xp.trace(first), xp.trace(second)
-        if xp is np and 0 in traces:
+        if xp is np and 0 in traces:  # One of them does not move, unless it vanished below what float64 can hold.
+            for part, weight, scaled in zip((self, other), weights, (first, second), strict=True):
+                _alive(scaled, weight, part.full)
             return Ellipsoid(rounded(first + second), self.size, _sum(self, other, weights))
         t = jax.lax.stop_gradient(xp.sqrt(traces[1] / traces[0])) if xp is jnp else math.sqrt(traces[1] / traces[0])
-        total = (1 + t) * first + (1 + 1 / t) * second
-        return Ellipsoid(rounded(total), self.size, _sum(self, other, weights))
+        first, second = (1 + t) * first, (1 + 1 / t) * second
+        total = rounded(first + second, abs(first) + abs(second))
+        return Ellipsoid(_alive(total, traces), self.size, _sum(self, other, weights))
 
     @property
     def full(self) -> Matrix:
@@ -159,6 +173,10 @@ class Ellipsoid:
         half = self.around.reach * np.sqrt(np.maximum(np.diagonal(S), 0)) * (1 + 8 * UNIT) + self.around.blur
         half = half + 8 * UNIT * (abs(center) + half)
         return center - half, center + half
+
+
+def _alive(image: Matrix, *sources: Any) -> Matrix:
+    return not_vanished(image, *sources) if isinstance(image, np.ndarray) else image
 
 
 def _size(vector: Float[np.ndarray, " n"]) -> float:

@@ -44,7 +44,7 @@ def through_slopes(A: Matrix, low: Any, range_: Any, steer: Any) -> Matrix:
     low, range_ = xp.asarray(low, A.dtype), xp.asarray(range_, A.dtype)
     known = low[:, None] * A * low[None, :]
     if not open_.size:
-        return known if xp is jnp else rounded(known)
+        return known if xp is jnp else not_vanished(rounded(known), A, low)
     weight = xp.exp(steer / 2) if np.ndim(steer) else xp.ones(len(low), A.dtype)
     counted = alive if scale.max() > STEEP else open_
     weighed = (weight[:, None] * A * weight[None, :])[np.ix_(counted, counted)]
@@ -56,7 +56,7 @@ def through_slopes(A: Matrix, low: Any, range_: Any, steer: Any) -> Matrix:
     if fixed:  # F is diagonal.
         image = diagonal[:, None] * inverse * diagonal[None, :]
         image = image if open_.size == len(low) else _scattered(image, open_, len(low))
-        return image if xp is jnp else rounded(image)
+        return image if xp is jnp else not_vanished(rounded(image), A)
     place = xp.asarray(np.eye(len(low))[:, open_], A.dtype)
     factor = low[:, None] * A[:, open_] * root[None, :] + place * diagonal
     image = known + factor @ inverse @ factor.mT
@@ -64,7 +64,7 @@ def through_slopes(A: Matrix, low: Any, range_: Any, steer: Any) -> Matrix:
         return image
     size = abs(low)[:, None] * abs(A[:, open_]) * root + place * diagonal
     rows = size @ (abs(inverse) @ size.sum(0)) + abs(known).sum(1)
-    return raised(symmetric(image), gamma(2 * open_.size + 16, UNIT) * rows.max())
+    return not_vanished(raised(symmetric(image), gamma(2 * open_.size + 16, UNIT) * rows.max()), A)
 
 
 def _scattered(image: Matrix, places: np.ndarray, size: int) -> Any:
@@ -148,16 +148,24 @@ def checked(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     return matrix
 
 
+def not_vanished(image: Matrix, *sources: Any) -> Float[np.ndarray, "n n"]:
+    """The image of what is not zero, checked: it must not have vanished below what float64 can hold."""
+    if not image.any() and all(np.any(source) for source in sources):
+        raise NoEllipsoid
+    return checked(np.asarray(image))
+
+
 def raised(matrix: Matrix, error: Any) -> Float[np.ndarray, "n n"]:
     """The matrix plus what it may be off by, and what adding that rounds, times the identity."""
     return matrix + SURE * (error + UNIT * abs(np.diagonal(matrix)).max(initial=0.0)) * np.eye(len(matrix))
 
 
-def rounded(matrix: Matrix) -> Matrix:
-    """A matrix whose entries were each computed by a few operations, made an upper bound."""
+def rounded(matrix: Matrix, size: Any = None) -> Matrix:
+    """A matrix whose entries were each computed by a few operations, made an upper bound; `size` is what their absolute
+    values sum up to, where parts may have cancelled."""
     if isinstance(matrix, jax.Array):
         return matrix
-    return raised(symmetric(matrix), gamma(16, UNIT) * abs(matrix).sum(1).max(initial=0.0))
+    return raised(symmetric(matrix), gamma(16, UNIT) * abs(matrix if size is None else size).sum(1).max(initial=0.0))
 
 
 def symmetric(matrix: Matrix) -> Matrix:

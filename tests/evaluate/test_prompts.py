@@ -1,15 +1,18 @@
 """Bounds around a prompt, against random and sought changes of its embedded tokens, and all other tokens."""
 
+import dataclasses
 import functools
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lipzoo.constraints import SvdCap
-from lipzoo.evaluate.prompts import Prompt
+from lipzoo.evaluate.prompts import Moved, Prompt
+from lipzoo.layers.near_attention import _weights
 from lipzoo.models import GPT, GPTConfig
 from lipzoo.theory.weight import map_weights
 
@@ -123,3 +126,57 @@ def test_too_many_places_are_refused():
         prompt.substituted(3)
     with pytest.raises(ValueError, match="take a shorter prompt"):
         prompt.substituted(81)
+
+
+def test_a_key_whose_weight_vanishes_can_still_be_attended():
+    scores = np.array([[[0.0, -np.inf], [0.0, -746.0]]])
+    seen = np.tril(np.ones((2, 2), bool))
+    weight, most, change = _weights(scores, np.full((1, 2, 2), 380.0), seen)
+    assert weight[0, 1].tolist() == pytest.approx([1.0, 0.0])
+    assert most[0, 1, 1] > 0.999999
+    assert change[0, 1, 1] > 0.999999
+    rng = np.random.default_rng(0)
+    z, sigma = rng.normal(size=(1, 6, 6)) * 5, abs(rng.normal(size=(1, 6, 6)))
+    weight, most, change = _weights(z, sigma, np.tril(np.ones((6, 6), bool)))
+    for _ in range(200):
+        moved = np.where(np.tril(np.ones((6, 6), bool)), z + rng.choice([-1, 1], z.shape) * sigma, -np.inf)
+        p = np.exp(moved - moved.max(2, keepdims=True))
+        p = p / p.sum(2, keepdims=True)
+        assert (p <= most).all()
+        assert (abs(p - weight) <= change).all()
+
+
+@pytest.mark.parametrize(("logits", "range_"), [([50.0, 0.0], 60.0), ([0.0, -740.0], 760.0), ([800.0, 0.0], 900.0)])
+def test_probabilities_near_0_and_1_keep_their_room(logits, range_):
+    p, low, high = Moved(np.array(logits), np.zeros(2), range_).probabilities
+    assert p.sum() == pytest.approx(1)
+    shift = logits[0] - logits[1] - range_  # The likeliest at its least.
+    assert low[0] <= 1 / (1 + np.exp(-shift)) <= 1
+    assert high[1] >= 1 / (1 + np.exp(shift)) * (1 - 1e-9)
+
+
+def test_nearly_equal_rows_and_large_ones_are_told_apart():
+    model = make("default")
+    rows = 1e3 * np.random.default_rng(0).normal(size=(1, 16)).repeat(11, 0).astype(np.float32)
+    rows[5:, :3] = np.nextafter(rows[5:, :3], np.float32(np.inf))
+    head = model.head.weight.with_array(jnp.asarray(rows))
+    model = eqx.tree_at(lambda m: m.head.weight, model, head)
+    moved = Prompt(model, TOKENS).near(np.full(len(TOKENS), 0.5))
+    difference = (rows[5].astype(np.float64) - rows[0]).astype(np.float64)
+    hidden = Prompt(model, TOKENS)
+    radius = moved.change.max() / (np.linalg.norm(rows.astype(np.float64), axis=1).max() * 4)
+    assert moved.range >= np.linalg.norm(difference) * 4 * radius * 0.99
+    assert hidden.near(np.zeros(len(TOKENS))).range > 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "temperature", "message"),
+    [((), 1.0, "at least one token"), (TOKENS, -1.0, "must be positive"), ((1, 4, 2), 1.0, "of one document")],
+)
+def test_what_bounds_do_not_speak_of_is_refused(tokens, temperature, message):
+    config = dataclasses.replace(CONFIGS["default"], separator=4)
+    model = GPT(11, config, cap=1.0, key=jax.random.key(1))
+    with pytest.raises(ValueError, match=message):
+        Prompt(model, tokens, temperature)
+    with pytest.raises(ValueError, match="at least 0"):
+        Prompt(model, (4, 2), 1.0).near([-0.1, 0.0])

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lipzoo.certify.certificate import Certificate
+from lipzoo.certify.tighten import tightest
 from lipzoo.layers.activation import GELU, Identity, ReLU, SquaredReLU, Tanh
 from lipzoo.layers.compose import ConvexResidual, Residual, Sequential
 from lipzoo.layers.linear import Flatten, Linear, Scale
@@ -186,6 +188,45 @@ def test_numbers_that_float64_has_no_room_for_are_refused():
         _ = Ellipsoid(np.eye(3) * 1e250, 3).top
     with pytest.raises(NoEllipsoid):
         Ellipsoid(np.eye(3) * 1e-250, 3).slopes(0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [(1e-81, 1e-81, 1e81, 1e81), (1e-80, 1.1e-80, 1e80, 1e80 / 1.1), (1e-101,), (1e170,), (1e-37,) * 6 + (1e37,) * 6],
+    ids=str,
+)
+def test_what_vanishes_or_overflows_on_the_way_has_no_ellipsoid_but_a_bound(factors):
+    model = Sequential([Linear(Weight(jnp.eye(4), "w")), *map(Scale, factors)])
+    true = float(np.prod(np.array(factors, np.longdouble)))
+    found = tightest(jax.tree.map(np.asarray, model), Bound.start(model.takes), exact_norm, steps=0)
+    assert all(ellipsoid.lipschitz >= true * (1 - 1e-12) for ellipsoid, _ in found)
+    tiny = Sequential([Linear(Weight(jnp.full((4, 4), 1e-37) * jnp.eye(4), f"w{i}")) for i in range(9)])
+    assert Certificate.of(tiny).certified.log10_lipschitz > -334
+
+
+def test_a_subclass_with_another_map_does_not_inherit_what_was_known_of_the_first():
+    class Twice(ReLU):
+        def __call__(self, x):
+            return 2 * jnp.abs(x)
+
+        def bound(self, incoming, measure):
+            return incoming.scale(2.0)
+
+    model = Sequential([Linear(Weight(jnp.eye(4), "w")), Twice()])
+    assert Certificate.of(model).lipschitz >= 2
+    assert not Twice.tokenwise
+    with pytest.raises(SpaceError, match="Twice has no bound around one input"):
+        spread(model, x=np.zeros(4), reach=0.1)
+
+
+def test_a_sum_whose_parts_cancel_is_still_above_both():
+    signs = np.array([[1.0]])
+    for _ in range(6):
+        signs = np.block([[signs, signs], [signs, -signs]])
+    size = len(signs)
+    first, second = (1.1250001 * (9 * np.eye(size) + sign * signs) for sign in (1, -1))
+    total = Ellipsoid(first, size).plus(Ellipsoid(second, size), (1.0, 1.0)).matrix
+    assert np.linalg.eigvalsh(total - 2 * first - 2 * second)[0] >= 0
 
 
 def test_a_module_without_a_bound_around_one_input_says_so():
