@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from lipzoo.layers.activation import AbstractElementwise, Entries
 from lipzoo.layers.base import AbstractModule
 from lipzoo.theory.bound import Bound
-from lipzoo.theory.ellipsoid import Ellipsoid
+from lipzoo.theory.ellipsoid import Around, Ellipsoid
 from lipzoo.theory.slopes import UNIT
 from lipzoo.theory.space import SpaceError
 from lipzoo.theory.steering import Steering
@@ -44,10 +44,14 @@ class GroupSort(AbstractModule):
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """Pairs: (min, max) = ((a + b) ∓ |b - a|)/2, an absolute value between two fixed matrices.
 
-        Groups of more are taken as what does not expand (around one input they have no bound yet).
+        Groups of more are taken as what does not expand; sorting itself rounds nothing.
         """
         if self.group != 2:
-            return super().spread(incoming, reach, steering)
+            around = incoming.around
+            if around is not None:
+                center = np.sort(around.center.reshape(-1, self.group), axis=-1).reshape(-1)
+                around = Around(center, around.reach, around.blur)
+            return incoming.stretched(1.0, incoming.size, around)
         turn = _turn(incoming.size)
         turned = incoming.through(turn, math.sqrt(2) * (1 + 4 * UNIT))
         sorted_ = _Folded().spread(turned, reach, steering)

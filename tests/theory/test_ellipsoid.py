@@ -12,6 +12,7 @@ from lipzoo.certify.tighten import tightest
 from lipzoo.layers.activation import GELU, Identity, ReLU, SquaredReLU, Tanh
 from lipzoo.layers.compose import ConvexResidual, Residual, Sequential
 from lipzoo.layers.linear import Flatten, Linear, Scale
+from lipzoo.layers.normalization import RMSNorm
 from lipzoo.layers.sorting import GroupSort
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Around, Ellipsoid
@@ -21,7 +22,7 @@ from lipzoo.theory.space import SpaceError
 from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Weight, exact_norm
 
-FULL = [ReLU(), GELU(), GELU(exact=True), Tanh(), Tanh(0.3), GroupSort(), Identity(), SquaredReLU(8)]
+FULL = [ReLU(), GELU(), GELU(exact=True), Tanh(), Tanh(0.3), GroupSort(), GroupSort(4), Identity(), SquaredReLU(8)]
 
 
 def random(*shape, seed=0, size=1.0):
@@ -230,7 +231,7 @@ def test_a_sum_whose_parts_cancel_is_still_above_both():
 
 
 def test_a_module_without_a_bound_around_one_input_says_so():
-    model = Sequential([linear(8, 5, "a"), GroupSort(4)])
-    with pytest.raises(SpaceError, match="GroupSort has no bound around one input"):
+    model = Sequential([linear(8, 5, "a"), RMSNorm()])
+    with pytest.raises(SpaceError, match="RMSNorm has no bound around one input"):
         spread(model, x=np.zeros(5), reach=0.1)
     assert spread(model).lipschitz >= spread(Sequential(model.layers[:1])).lipschitz
