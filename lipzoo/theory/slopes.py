@@ -14,7 +14,6 @@ UNIT = 2.0**-53
 """u of float64."""
 SURE = 1.01
 """Roundings are estimated by sums that are themselves rounded, by far less than a hundredth."""
-MODE = 1
 NEAREST, FARTHEST = 1.99, 1.5
 """How near TAT may come to 2, where its largest eigenvalue is known, and where it is estimated."""
 STEEP = 1.2

@@ -41,7 +41,7 @@ class Proved(NamedTuple):
 
 
 Prove = Callable[[AbstractModule], Proved | None]
-"""Bounds a model whose arrays are in this process, as a run goes on; None where that would take too long."""
+"""Bounds a model whose arrays are of this process, as a run goes on; None where that would take too long."""
 
 
 @runtime_checkable

@@ -209,7 +209,7 @@ class _Watcher:
         """What is proved of the weights, if they are finite, and whole in this process."""
         if self.prove is None or jax.process_count() > 1 or not all_finite(model):
             return None
-        return self.prove(jax.device_get(model))
+        return self.prove(model)  # It takes from the devices what it can prove in time.
 
 
 def _about(recipe: Recipe) -> About:
