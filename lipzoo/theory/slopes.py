@@ -57,7 +57,7 @@ def through_slopes(A: Matrix, low: Any, range_: Any, steer: Any) -> Matrix:
         image = image if open_.size == len(low) else _scattered(image, open_, len(low))
         return image if xp is jnp else not_vanished(rounded(image), A)
     place = xp.asarray(np.eye(len(low))[:, open_], A.dtype)
-    factor = low[:, None] * A[:, open_] * root[None, :] + place * diagonal
+    factor = low[:, None] * A[:, open_] * root[None, :] + place * diagonal[None, :]
     image = known + factor @ inverse @ factor.mT
     if xp is jnp:
         return image
