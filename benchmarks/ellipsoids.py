@@ -53,7 +53,7 @@ def _row(line: CommandLine, width: int, depth: int, spectrum: str) -> list[str]:
         model = map_weights(lambda w: w.with_array(jnp.asarray(draw(size=w.array.shape), jnp.float32)), model)
         model = map_weights(lambda w: w.with_array(w.array / math.sqrt(w.array.shape[1])), model)
     model, start = jax.tree.map(np.asarray, model), Bound.start(model.takes)  # pyright: ignore[reportArgumentType]
-    exact = ExactNorms(lambda done: None)
+    exact = ExactNorms()
     layers = float(model.bound(start, exact).lipschitz) * math.sqrt(10 / line.inputs)
     begin = time.perf_counter()
     found = [ellipsoid.lipschitz / layers for ellipsoid, _ in tightest(model, start, exact, line.steps)]

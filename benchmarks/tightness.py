@@ -53,7 +53,7 @@ def largest(gpt: GPT, line: CommandLine) -> Tightness:
     tokens = np.random.default_rng(1).integers(0, len(rows), (line.starts, line.time))
     start = Bound.start(Tokens(rows.shape[1]), float(np.sqrt((rows**2).mean(1)).max()))
     certified = Certificate.of(gpt).lipschitz
-    return tightness(gpt, start, jnp.asarray(rows[tokens]), ExactNorms(lambda done: None), certified)[0]
+    return tightness(gpt, start, jnp.asarray(rows[tokens]), ExactNorms(), certified)[0]
 
 
 def main() -> None:

@@ -69,6 +69,7 @@ class Certificate:
         space: Space | None = None,
         watch: Callable[[int, int], None] = lambda done, count: None,
         tighten: int = 0,
+        norms: ExactNorms | None = None,
     ) -> "Certificate":
         """The certificate of a model in memory, for inputs of norm at most `radius` (1 for pixels in [0, 1]).
 
@@ -76,6 +77,7 @@ class Certificate:
         number of tokens in a sequence, which the published formula of LipsFormer wants to know; `watch` is told how
         many weights were measured, and of how many. Of networks of vectors an ellipsoid is taken through the layers
         too (`lipzoo.theory.ellipsoid`), and made smaller by up to `tighten` steps of a search; 60 of them gain most.
+        Norms come from `norms`, and stay there for whoever needs them again.
 
         **Raises:** TypeError if it is no model of this library; ValueError if a weight holds NaN or infinite entries,
         if two weights share a name, if there are none, if the radius is not positive and finite, or if a part of the
@@ -95,7 +97,8 @@ class Certificate:
             return cap_norm(weight)
 
         a_priori = model.bound(start, cap)
-        exact = ExactNorms(lambda done: watch(done, len(known)))
+        exact = ExactNorms() if norms is None else norms
+        exact.watch = lambda done: watch(done, len(known))
         layerwise = model.bound(start, exact)
         _check_runs(model, start.space, layerwise)
         found = [ellipsoid.lipschitz for ellipsoid, _ in tightest(model, start, exact, steps=tighten)]

@@ -22,10 +22,10 @@ class ExactNorms:
     so that no other array can come to lie there.
     """
 
-    def __init__(self, watch: Callable[[int], None]):
+    def __init__(self, watch: Callable[[int], None] = lambda done: None):
         self.measured: list[Weight] = []
         self._norms: dict[Place, np.ndarray] = {}
-        self._watch = watch
+        self.watch = watch
 
     def __call__(self, weight: Weight) -> np.ndarray:
         key = place_of(weight)
@@ -35,7 +35,7 @@ class ExactNorms:
                 self._norms[key] = np.asarray(exact_norm(weight))
             except ValueError as error:
                 raise ValueError(f"{weight.name}: {error}") from error
-            self._watch(len(self._norms))
+            self.watch(len(self._norms))
         return self._norms[key]
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from lipzoo.certify.certificate import Certificate
+from lipzoo.certify.measured import ExactNorms
 from lipzoo.evaluate.radii import pair_constants
 from lipzoo.models import AbstractModule
 from lipzoo.theory.space import Vector
@@ -22,7 +23,8 @@ def prove(model: AbstractModule) -> Proved | None:
         return None
     model = jax.tree.map(np.asarray, model)
     try:
-        pairs = pair_constants(model) if isinstance(model.takes, Vector) else None
-        return Proved(Certificate.of(model).lipschitz, pairs)
+        norms = ExactNorms()
+        pairs = pair_constants(model, norms=norms) if isinstance(model.takes, Vector) else None
+        return Proved(Certificate.of(model, norms=norms).lipschitz, pairs)
     except ValueError:  # What has no certificate says so when it is certified, at the end.
         return None

@@ -78,7 +78,7 @@ class Prompt:
         if model.head.bias is not None:
             raise ValueError("bounds around a prompt are of heads without a bias")
         self._model: GPT = jax.tree.map(np.asarray, model)
-        self._measure: Measure = ExactNorms(lambda done: None)
+        self._measure: Measure = ExactNorms()
         self._temperature = temperature
         table = np.asarray(self._model.embedding.table.array, np.float64)[..., 0]
         self._table, self.center = table, table[np.asarray(tokens)]

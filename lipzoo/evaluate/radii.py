@@ -55,7 +55,9 @@ class Radii:
             np.savez_compressed(file, index=np.arange(len(self.label)), local_radius=wide, **dataclasses.asdict(self))
 
 
-def pair_constants(model: AbstractModule, tighten: int = 0) -> Float[np.ndarray, "classes classes"]:
+def pair_constants(
+    model: AbstractModule, tighten: int = 0, norms: ExactNorms | None = None
+) -> Float[np.ndarray, "classes classes"]:
     """Dⱼₖ with |Δzⱼ - Δzₖ| ≤ Dⱼₖ‖Δx‖₂, z the logits and x one vector: in ℓ₂, rounded up.
 
     They are read off ellipsoids (`lipzoo.theory.ellipsoid`), of which up to `tighten` steps of a search make one small;
@@ -68,7 +70,7 @@ def pair_constants(model: AbstractModule, tighten: int = 0) -> Float[np.ndarray,
     if not isinstance(space, Vector):
         raise ValueError(f"certified radii are of classifiers of one vector, and this takes {space}")
     model, start = jax.tree.map(np.asarray, model), Bound.start(space, REACH)
-    exact = ExactNorms(lambda done: None)
+    exact = ExactNorms() if norms is None else norms
     image = model.bound(start, exact).vector(type(model).__name__)
     classes = image.space.size  # pyright: ignore[reportAttributeAccessIssue]
     whole = float(image.lipschitz) * math.sqrt(2 * classes / space.size) * (1 + 2.0**-50)

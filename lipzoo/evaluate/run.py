@@ -71,20 +71,21 @@ def evaluate(directory: str | Path, epsilons: Sequence[float] = EPSILONS, effort
     """
     loaded = load(directory)
     test, white = _test_split(loaded)
+    norms = ExactNorms()
     try:
         with waiting("certifying", None) as wait:
-            certificate = Certificate.of(loaded.model, watch=wait.show, tighten=effort.tighten)
-            pairs = pair_constants(loaded.model, effort.tighten)
+            certificate = Certificate.of(loaded.model, watch=wait.show, tighten=effort.tighten, norms=norms)
+            pairs = pair_constants(loaded.model, effort.tighten, norms)
     except ValueError as error:
         raise UserError(f"the checkpoint {loaded.path} cannot be certified: {error}") from error
     with waiting("evaluating", len(test.label)) as wait:
         radii = radii_of(loaded.model, test, white, pairs, wait.show)
     count = min(effort.images, len(test.label))
-    local = _local(loaded, test, white, radii, count) if effort.local and count else None
+    local = _local(loaded, test, white, radii, count, norms) if effort.local and count else None
     found = None
     if effort.attack and count:
         found = _attack(loaded.model, test, white, epsilons, count, effort, loaded.recipe.training.temperature)
-    rows = _tightness(loaded, test, white, certificate.lipschitz) if effort.tightness else ()
+    rows = _tightness(loaded, test, white, certificate.lipschitz, norms) if effort.tightness else ()
     return Evaluation(loaded, certificate, tuple(epsilons), radii, local, found, rows)
 
 
@@ -103,10 +104,12 @@ def _test_split(loaded: Loaded) -> tuple[Split, int]:
     return test, data.white
 
 
-def _local(loaded: Loaded, test: Split, white: int, radii: Radii, count: int) -> Float[np.ndarray, " first"]:
+def _local(
+    loaded: Loaded, test: Split, white: int, radii: Radii, count: int, norms: ExactNorms
+) -> Float[np.ndarray, " first"]:
     """The radii of the first images by bounds around each of them; the global ones where parts have no such bound."""
     model = jax.tree.map(np.asarray, loaded.model)
-    steering, found = Steering(ExactNorms(lambda done: None)), radii.radius[:count].copy()
+    steering, found = Steering(norms), radii.radius[:count].copy()
     with waiting("bounding around each", count) as wait:
         for index in range(count):
             wait.advance(1)
@@ -120,13 +123,12 @@ def _local(loaded: Loaded, test: Split, white: int, radii: Radii, count: int) ->
     return found
 
 
-def _tightness(loaded: Loaded, test: Split, white: int, certified: float) -> tuple[Tightness, ...]:
+def _tightness(loaded: Loaded, test: Split, white: int, certified: float, norms: ExactNorms) -> tuple[Tightness, ...]:
     model = loaded.model
     start = Bound.start(model.takes)  # pyright: ignore[reportArgumentType]
     inputs = jnp.asarray(as_input(test.input[:SAMPLE], white))
-    exact = ExactNorms(lambda done: None)
     with waiting("looking for large gains", None):
-        return tuple(tightness(model, start, inputs, exact, certified))
+        return tuple(tightness(model, start, inputs, norms, certified))
 
 
 def _attack(

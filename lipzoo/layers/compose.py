@@ -52,10 +52,7 @@ class Sequential(AbstractModule):
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         for layer in self.layers:
-            image = layer.spread(incoming, reach, steering)
-            if incoming.around is None:  # Around one input its size is known, and the same for all.
-                reach = layer.bound(reach, steering.measure)
-            incoming = image
+            incoming, reach = layer.spread(incoming, reach, steering), layer.bound(reach, steering.measure)
         return incoming
 
     def extend(self, x: Shaped[Array, "..."], cache: Cache, first: Position) -> tuple[Float[Array, "..."], Cache]:

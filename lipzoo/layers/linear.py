@@ -1,6 +1,7 @@
 """Linear maps, and fixed ones: matrices, gains, factors, reshaping."""
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Float
 
 from lipzoo.layers.base import AbstractModule, check_axes, check_column, check_shape, check_weight
@@ -102,6 +103,16 @@ class Affine(AbstractModule):
         _check_last(incoming, self.gain, "Affine")
         image = incoming.scale(_largest(measure(self.gain)))
         return image if self.bias is None else image.shift(measure(self.bias))
+
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """ΓSΓ with the diagonal matrix of γ."""
+        gain = steering.array(self.gain)[:, 0, 0]
+        times, xp = incoming.size // gain.shape[0], namespace(gain)
+        offset = None
+        if self.bias is not None and incoming.around is not None:
+            offset = np.tile(steering.array(self.bias)[:, 0], times)
+        norm = float(_largest(steering.measure(self.gain)))
+        return incoming.through(xp.diag(xp.tile(gain, times)), norm, offset)
 
 
 def _check_last(incoming: Bound, gain: Weight, who: str) -> None:

@@ -12,7 +12,11 @@ from lipzoo.layers.base import AbstractModule, check_positive
 from lipzoo.layers.compose import Sequential
 from lipzoo.theory.balls import Balls, rms
 from lipzoo.theory.bound import Bound
+from lipzoo.theory.ellipsoid import Around, Ellipsoid
+from lipzoo.theory.norms import at_least_float32, gamma
 from lipzoo.theory.slopes import UNIT
+from lipzoo.theory.space import example_shape
+from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure
 
 NORM_EPSILON = 1e-6
@@ -29,13 +33,40 @@ class RMSNorm(AbstractModule):
         check_positive(self.epsilon, "the epsilon of a normalization")
 
     def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # Squares of bfloat16 keep eight bits.
+        wide = x.astype(at_least_float32(x.dtype))  # Squares of bfloat16 keep eight bits.
         scale = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
         return (wide * scale).astype(x.dtype)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(min(1, r/√ε), L/√ε): the derivative is (I - x̂x̂ᵀ/n)/√(mean x² + ε) with a norm of at most 1/√ε."""
         return incoming.sized("RMSNorm").scale(1 / math.sqrt(float(self.epsilon))).clip(1.0)
+
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """As a slope in [0, 1/s], s the least √(mean x² + ε), with equal multipliers.
+
+        The map is the gradient of the convex n·√(mean x² + ε), so that Δz = HΔx with a symmetric H, 0 ≤ H ≤ I/s, and
+        y = sΔz has yᵀ(Δx - y) ≥ 0: all that ellipsoids want to know of slopes if the multipliers are equal.
+        """
+        size, gain, around = example_shape(reach.space)[-1], 1 / math.sqrt(float(self.epsilon)), None
+        if incoming.around is not None:
+            gain, around = self._around(incoming, size)
+        gain *= 1 + 16 * UNIT
+        if isinstance(incoming.full, np.ndarray) and not np.diagonal(incoming.full).all():
+            # What an entry does that stands still is no slope of its own.
+            return incoming.stretched(gain, incoming.size, around)
+        return incoming.slopes(0.0, gain, 0.0, around)
+
+    def _around(self, incoming: Ellipsoid, size: int) -> tuple[float, Around]:
+        """1/s on the ball, where no row of `size` entries is smaller than its middle less what it can move."""
+        around, epsilon = incoming.around, float(self.epsilon)
+        assert around is not None
+        rows = around.center.reshape(-1, size)
+        moved = (around.reach * float(incoming.lipschitz) + around.blur) / math.sqrt(size) * (1 + 8 * UNIT)
+        least = max(float(rms(rows).min()) * (1 - 8 * size * UNIT) - moved, 0.0)
+        gain = 1 / math.sqrt(least**2 + epsilon)
+        center = (rows / np.sqrt(np.mean(rows**2, axis=1, keepdims=True) + epsilon)).reshape(-1)
+        rounding = gamma(size + 16, UNIT) * float(np.linalg.norm(center))
+        return gain, Around(center, around.reach, 1.01 * (gain * around.blur + rounding))
 
     def near(self, incoming: Balls, measure: Measure) -> Balls:
         """The derivative is at most 1/√(mean x² + ε) on the way, where tokens are no smaller than |center| - radius."""
@@ -58,6 +89,12 @@ class Center(AbstractModule):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(|c|r, |c|L)."""
         return incoming.sized("Center").scale(abs(self.factor))
+
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """A matrix: nI - 11ᵀ, whose entries float64 holds exactly, times c/n."""
+        size = example_shape(reach.space)[-1]
+        matrix = np.kron(np.eye(incoming.size // size), size * np.eye(size) - 1.0)
+        return incoming.through(matrix, float(size)).scaled(float(self.factor) / size)
 
 
 def layer_norm(epsilon: float = NORM_EPSILON) -> "Sequential":

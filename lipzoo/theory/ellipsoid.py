@@ -100,11 +100,11 @@ class Ellipsoid:
         return Ellipsoid(image, weight.shape[-2], affine(self.around, weight, norm, bias))
 
     def scaled(self, factor: float) -> "Ellipsoid":
-        """Of sz: s²S."""
+        """Of sz: s²S. The factor may itself be rounded, once."""
         around = self.around and Around(
             factor * self.around.center,
             self.around.reach,
-            abs(factor) * self.around.blur * SURE + UNIT * _size(factor * self.around.center),
+            abs(factor) * self.around.blur * SURE + 4 * UNIT * _size(factor * self.around.center),
         )
         image = rounded(round_up(factor**2) * self.full)
         return Ellipsoid(_alive(image, factor, self.full), self.size, around)

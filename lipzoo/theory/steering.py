@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lipzoo.theory.ellipsoid import Ellipsoid, affine
-from lipzoo.theory.slopes import Matrix, Rectangle, round_up
+from lipzoo.theory.slopes import Matrix, round_up
 from lipzoo.theory.weight import Measure, Weight
 
 
@@ -17,24 +17,24 @@ class Steering:
 
     - `measure`: norms of weights, for modules that know no more than these.
     - `steers`: log Λ of each map with slopes, in the order in which they are applied; all equal where there are none.
-    - `matrix`: the array of a weight as it is computed with: in float64, or, where multipliers are sought, as it is.
+    - `array`: the array of a weight as it is computed with: in float64, or, where multipliers are sought, as it is.
     """
 
     def __init__(
         self,
         measure: Measure,
         steers: Sequence[Any] = (),
-        matrix: Callable[[Weight], Rectangle] = lambda weight: np.asarray(weight.array).astype(np.float64),
+        array: Callable[[Weight], Any] = lambda weight: np.asarray(weight.array).astype(np.float64),
     ):
         self.measure = measure
         self.used: list[int] = []
         self._steers = steers
-        self._matrix = matrix
+        self.array = array
         self._kept: dict[str, tuple[Weight, Any, float, Matrix | None]] = {}
 
     def fresh(self) -> "Steering":
         """For another pass through the same network: what was computed of its weights is kept."""
-        again = Steering(self.measure, self._steers, self._matrix)
+        again = Steering(self.measure, self._steers, self.array)
         again._kept = self._kept
         return again
 
@@ -46,7 +46,7 @@ class Steering:
     def through(self, incoming: Ellipsoid, weight: Weight, bias: Weight | None = None) -> Ellipsoid:
         """The ellipsoid after a matrix and a bias of one column. That of an input as it is does not depend on which."""
         _, matrix, norm, _ = self._known(weight)
-        offset = None if bias is None or incoming.around is None else np.asarray(self._matrix(bias)[:, 0])
+        offset = None if bias is None or incoming.around is None else np.asarray(self.array(bias)[:, 0])
         if incoming.matrix is not None or incoming.around is None:
             return incoming.through(matrix, norm, offset)
         return Ellipsoid(self._first(weight), matrix.shape[-2], affine(incoming.around, matrix, norm, offset))
@@ -62,5 +62,5 @@ class Steering:
         kept = self._kept.get(weight.name)
         if kept is None or kept[0].array is not weight.array:
             norm = float(round_up(self.measure(weight) / weight.rms_factor))
-            kept = self._kept[weight.name] = (weight, self._matrix(weight), norm, None)
+            kept = self._kept[weight.name] = (weight, self.array(weight), norm, None)
         return kept
