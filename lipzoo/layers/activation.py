@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from lipzoo.layers.base import AbstractModule, check_positive
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Around, Ellipsoid
-from lipzoo.theory.numbers import log_times, log_up
+from lipzoo.theory.numbers import Scalar, log_times, log_up
+from lipzoo.theory.runs import Arithmetic
 from lipzoo.theory.slopes import UNIT
 from lipzoo.theory.space import Space, Vector
 from lipzoo.theory.steering import Steering
@@ -100,11 +101,23 @@ class GELU(AbstractElementwise):
         return jax.nn.gelu(x, approximate=not self.exact) / self.divisor
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        """(r/c, gL/c). With c ≥ g the map is 1-Lipschitz, which is then said without rounding."""
+        """(r/c, gL/c). With c ≥ g the map is 1-Lipschitz, which is then said without rounding.
+
+        What runs: in the tanh form the argument z = √(2/π)(x + 0.044715x³) is off by γ₇ of itself, since both terms
+        have one sign; as sup |z/cosh² z| < 1/2, tanh z by half of that, and by its own error ρ and rounding; then come a
+        sum and a product with |x| ≥ |x|(1 + tanh z)/2: with these 7/4 + 1/2 + 2 roundings of |x|, and ρ/2, and three
+        roundings of the divisor, its inverse and the product. In the other form, with sup |y·erfc'(y)| < 1/2, fewer.
+        """
         divisor = float(self.divisor)
         slope = GELU_SLOPE["exact" if self.exact else "tanh"] / divisor
         like = incoming.sized("GELU").log_radius
-        return incoming.grow(log_up(1 / divisor, like), log_up(max(slope, 1.0), like))
+        image = incoming.grow(log_up(1 / divisor, like), log_up(max(slope, 1.0), like))
+
+        def error(a: Arithmetic) -> Scalar:
+            function = a.functions.erfc if self.exact else a.functions.tanh
+            return function * image.radius + a.rounded(8, image.radius) + a.smallest * (1 + 8 * image.radius)
+
+        return image.off(lambda runs: runs.counted(error))
 
     def values(self, x: Entries) -> Entries:
         share = _normal(x) if self.exact else (1 + np.tanh(_bend(x))) / 2
@@ -152,8 +165,15 @@ class Tanh(AbstractElementwise):
         return self.limit * jnp.tanh(x / self.limit)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        """(min(r, c), L)."""
-        return incoming.sized("Tanh").clip(self.limit)
+        """(min(r, c), L).
+
+        What runs: x is multiplied by the rounded inverse of a rounded c, which changes tanh by no more of itself than
+        x, since z/cosh² z ≤ tanh z; then come tanh's own error, its rounding, and the product with the rounded c.
+        """
+        image = incoming.sized("Tanh").clip(self.limit)
+        return image.off(
+            lambda runs: runs.counted(lambda a: a.functions.tanh * image.radius + a.rounded(6, image.radius))
+        )
 
     def values(self, x: Entries) -> Entries:
         return self.limit * np.tanh(x / self.limit)
@@ -183,11 +203,12 @@ class SquaredReLU(AbstractElementwise):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(√n·r², 2√n·rL): no entry is above √n·r, so none is multiplied by more than that, nor is any slope above
-        twice that.
+        twice that. What runs rounds the square.
         """
         radius = incoming.vector("SquaredReLU", self.size).log_radius
         largest = log_times(log_up(math.sqrt(self.size), radius), radius)
-        return incoming.grow(largest, log_times(log_up(2.0, radius), largest))
+        image = incoming.grow(largest, log_times(log_up(2.0, radius), largest))
+        return image.off(lambda runs: runs.rounded(1, image.radius))
 
     def values(self, x: Entries) -> Entries:
         return np.maximum(x, 0) ** 2

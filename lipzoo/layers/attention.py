@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lipzoo.layers.attend import attend, rotate
+from lipzoo.layers.attention_error import attention_error, side
 from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_axes
 from lipzoo.layers.near_attention import Known, attention_near
 from lipzoo.layers.normalization import RMSNorm
 from lipzoo.theory.balls import SURE_RADIUS, Balls
 from lipzoo.theory.bound import Bound
-from lipzoo.theory.numbers import Scalar, log_hypot, log_root_mean_square, log_sum, log_times, log_up, namespace
+from lipzoo.theory.numbers import Scalar, exp_up, log_hypot, log_root_mean_square, log_sum, log_times, log_up, namespace
+from lipzoo.theory.runs import Runs
 from lipzoo.theory.space import Space, Tokens
 from lipzoo.theory.weight import Measure, Weight
 
@@ -149,6 +151,8 @@ class Attention(AbstractModule):
            ‖Σp_j(v_j - v̄)σξ_j‖ ≤ σv_i√τ. Hence V_i√(1-τ) + σv_i√τ ≤ √(V_i² + σ²v_i²) instead of V_i + σv_i, in (a);
            in (b), √(mean V_i² + (sq max K_iv_i)²). The query's own change adds what it did. A rotation, or the
            derivative of a normalization, would give every token a c of its own, and this is then false.
+
+        What runs is off as `lipzoo.layers.attention_error` says, and by the product with W_O and c.
         """
         self._check_shapes()
         r, eps = incoming.tokens("attention", self.out.array.shape[-1]).log_radius, self.qk_epsilon
@@ -170,7 +174,25 @@ class Attention(AbstractModule):
         c = log_up(abs(self.output_scale), r)
         gain = log_times(c, namespace(together).minimum(self._through(alone, measure), together))
         radius = log_times(c, self._through(v.radius, measure))
-        return dataclasses.replace(incoming, log_radius=radius).grow(log_up(1.0, r), gain)
+        image = dataclasses.replace(incoming, log_radius=radius).grow(log_up(1.0, r), gain)
+        return image.off(lambda runs: self._error(runs, incoming.radius, measure))
+
+    def _error(self, runs: Runs, radius: Scalar, measure: Measure) -> Scalar:
+        """By how much the output is off, of tokens up to this size."""
+        eps, turned = (self.qk_epsilon, self.qk_epsilon, self.v_epsilon), (self.rotary, self.rotary, False)
+        q, k, v = (
+            side(self._split(w), radius, e, rotated, runs, measure)
+            for w, e, rotated in zip((self.q, self.k, self.v), eps, turned, strict=True)
+        )
+        offset = 0.0, 0.0
+        if self.bias is not None:
+            offset = float(np.max(abs(np.asarray(self.bias.array)))), float(np.max(runs.difference(self.bias)))
+        error = attention_error(q, k, v, self.softmax_scale, self.out.array.shape[0] // self.heads, offset, runs)
+        joined, norm = np.sqrt(np.mean((v.size + error) ** 2)), float(measure(self.out))
+        through = exp_up(self._through(log_up(error), measure))
+        off, scale = through + runs.product(self.out, joined, measure), abs(self.output_scale)
+        return scale * off + runs.rounded(2, scale * (norm * joined + off))
+
 
     def near(self, incoming: Balls, measure: Measure) -> Balls:
         """Around one sequence, whose scores and weights are known (see `lipzoo.layers.near_attention`)."""

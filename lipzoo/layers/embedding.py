@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lipzoo.layers.base import AbstractModule, check_axes
@@ -30,12 +31,16 @@ class Embedding(AbstractModule):
         return self.table.array[x, :, 0]
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        """(max row norm, 1): the certified function begins at the embedded tokens, which are its domain."""
+        """(max row norm, 1): the certified function begins at the embedded tokens, which are its domain.
+
+        Rows that run may be others.
+        """
         check_axes(self.table, "an embedding", "(count, size, 1)")
         count, size, _ = self.table.array.shape
         if incoming.space != Symbols(count):
             raise SpaceError(f"{self.table.name} takes {Symbols(count)}, but was given {incoming.space}")
         rows = measure(self.table)
         radius, tokens = namespace(rows).max(rows), Tokens(size)
-        start = Bound.start(tokens, radius)
+        start = dataclasses.replace(Bound.start(tokens, radius), runs=incoming.runs)
+        start = start.off(lambda runs: np.max(runs.difference(self.table)))
         return dataclasses.replace(start, domain=Domain(tokens, radius, embedded=True))

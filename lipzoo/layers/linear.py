@@ -8,7 +8,8 @@ from lipzoo.layers.base import AbstractModule, check_axes, check_column, check_s
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Ellipsoid
 from lipzoo.theory.numbers import Scalar, namespace
-from lipzoo.theory.space import Space, SpaceError, Tokens, Vector, example_shape
+from lipzoo.theory.runs import Runs
+from lipzoo.theory.space import Space, SpaceError, Vector, entries
 from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure, Weight
 
@@ -32,15 +33,20 @@ class Linear(AbstractModule):
         return y if self.bias is None else y + self.bias.array[:, 0]
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        """(‖W‖r + ‖b‖, ‖W‖L)."""
+        """(‖W‖r + ‖b‖, ‖W‖L). What runs is off as `Runs.product` and `Runs.plus` say."""
         check_axes(self.weight, "a matrix")
         out_size, in_size = self.weight.array.shape
         if self.bias is not None:
             check_column(self.bias, out_size)
-        image = (
-            incoming.vector(self.weight.name, in_size, flat=True).scale(measure(self.weight)).to(Vector((out_size,)))
-        )
-        return image if self.bias is None else image.shift(measure(self.bias))
+        incoming.vector(self.weight.name, in_size, flat=True)
+        image = incoming.scale(measure(self.weight)).to(Vector((out_size,)))
+        if self.bias is not None:
+            image = image.shift(measure(self.bias))
+        return image.off(lambda runs: self._error(runs, incoming.radius, measure))
+
+    def _error(self, runs: Runs, radius: Scalar, measure: Measure) -> Scalar:
+        error = runs.product(self.weight, radius, measure)
+        return error if self.bias is None else runs.plus(error, self.bias, measure(self.weight) * radius, measure)
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """WSWᵀ."""
@@ -73,8 +79,9 @@ class Scale(AbstractModule):
         return self.factor * x
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        """(|s|r, |s|L)."""
-        return incoming.sized("Scale").scale(abs(self.factor))
+        """(|s|r, |s|L). The factor is rounded, and the product."""
+        image = incoming.sized("Scale").scale(abs(self.factor))
+        return image.off(lambda runs: runs.rounded(2, image.radius))
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """s²S."""
@@ -96,13 +103,20 @@ class Affine(AbstractModule):
         return y if self.bias is None else y + _row(self.bias.array[:, 0], x)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        """(max|γ|·r + ‖β‖, max|γ|·L)."""
+        """(max|γ|·r + ‖β‖, max|γ|·L). What runs is off by max|γ̂ - γ|·r, a rounding of the product, and one of the sum."""
         check_axes(self.gain, "a gain", "(size, 1, 1)")
         if self.bias is not None:
             check_column(self.bias, self.gain.array.shape[0])
         _check_last(incoming, self.gain, "Affine")
         image = incoming.scale(_largest(measure(self.gain)))
-        return image if self.bias is None else image.shift(measure(self.bias))
+        if self.bias is not None:
+            image = image.shift(measure(self.bias))
+        return image.off(lambda runs: self._error(runs, incoming.radius, measure))
+
+    def _error(self, runs: Runs, radius: Scalar, measure: Measure) -> Scalar:
+        error, size = (_largest(norms) * radius for norms in (runs.difference(self.gain), measure(self.gain)))
+        error = error + runs.rounded(1, size + error)
+        return error if self.bias is None else runs.plus(error, self.bias, size, measure)
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """ΓSΓ with the diagonal matrix of γ."""
@@ -118,8 +132,7 @@ class Affine(AbstractModule):
 def _check_last(incoming: Bound, gain: Weight, who: str) -> None:
     """Raises SpaceError unless what comes in has one entry in its last axis for each of the gain's."""
     space, size = incoming.sized(who).space, gain.array.shape[0]
-    entries = space.size if isinstance(space, Tokens) else example_shape(space)[-1]
-    if entries != size:
+    if entries(space) != size:
         raise SpaceError(f"{gain.name} multiplies {size} entries, but was given {space}")
 
 

@@ -14,8 +14,10 @@ from lipzoo.theory.balls import Balls, rms
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Around, Ellipsoid
 from lipzoo.theory.norms import at_least_float32, gamma
+from lipzoo.theory.numbers import Scalar
+from lipzoo.theory.runs import Arithmetic, Runs
 from lipzoo.theory.slopes import UNIT
-from lipzoo.theory.space import example_shape
+from lipzoo.theory.space import entries, example_shape
 from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure
 
@@ -38,8 +40,13 @@ class RMSNorm(AbstractModule):
         return (wide * scale).astype(x.dtype)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        """(min(1, r/√ε), L/√ε): the derivative is (I - x̂x̂ᵀ/n)/√(mean x² + ε) with a norm of at most 1/√ε."""
-        return incoming.sized("RMSNorm").scale(1 / math.sqrt(float(self.epsilon))).clip(1.0)
+        """(min(1, r/√ε), L/√ε): the derivative is (I - x̂x̂ᵀ/n)/√(mean x² + ε) with a norm of at most 1/√ε.
+
+        What runs is off as `normalization_error` says.
+        """
+        image = incoming.sized("RMSNorm").scale(1 / math.sqrt(float(self.epsilon))).clip(1.0)
+        size = entries(incoming.space)
+        return image.off(lambda runs: normalization_error(runs, size, float(self.epsilon), image.radius))
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """As a slope in [0, 1/s], s the least √(mean x² + ε), with equal multipliers.
@@ -87,14 +94,41 @@ class Center(AbstractModule):
         return self.factor * (x - jnp.mean(x, axis=-1, keepdims=True))
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        """(|c|r, |c|L)."""
-        return incoming.sized("Center").scale(abs(self.factor))
+        """(|c|r, |c|L).
+
+        The computed mean is off by γₙ₊₂ times that of |x|, which is at most r, and rounded; the difference is at most
+        2r in size, and rounded, then multiplied by the factor, rounded, and rounded again.
+        """
+        image, size = incoming.sized("Center").scale(abs(self.factor)), entries(incoming.space)
+
+        def error(a: Arithmetic) -> Scalar:
+            return abs(self.factor) * (gamma(size + 2, a.total) * incoming.radius + a.rounded(7, incoming.radius))
+
+        return image.off(lambda runs: runs.counted(error))
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """A matrix: nI - 11ᵀ, whose entries float64 holds exactly, times c/n."""
         size = example_shape(reach.space)[-1]
         matrix = np.kron(np.eye(incoming.size // size), size * np.eye(size) - 1.0)
         return incoming.through(matrix, float(size)).scaled(float(self.factor) / size)
+
+
+def normalization_error(runs: Runs, size: int, epsilon: float, image: Scalar) -> Scalar:
+    """By how much x/√(mean x² + ε) is off as it is computed, where it is no larger than `image`, from n entries.
+
+    The mean is a sum of n positive terms, each rounded, divided and added to: off by γₙ₊₄ of itself, and by what
+    vanishes, at most 3t, against at least ε. The root halves that; the inverse root, its product with x (both in at
+    least float32), and the result are rounded.
+    """
+
+    def error(a: Arithmetic) -> Scalar:
+        mean = gamma(size + 4, a.total) + 3 * a.smallest / epsilon
+        if not mean < 0.5:
+            return math.inf
+        relative = (1 + mean) * (1 + a.functions.rsqrt) * (1 + a.total) - 1  # 1/√(1-x) ≤ 1+x up to 1/2.
+        return relative * image + a.rounded(2, (1 + relative) * image)
+
+    return runs.counted(error)
 
 
 def layer_norm(epsilon: float = NORM_EPSILON) -> "Sequential":

@@ -38,11 +38,15 @@ class WeightedResidual(AbstractResidual):
         return x + image * self.strength.array[None, :, 0, 0]
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        """(r + max|α|·r_f, L + max|α|·L_f)."""
+        """(r + max|α|·r_f, L + max|α|·L_f). What runs is off by max|α̂ - α|·r_f, and rounds the product, and the sum."""
         check_axes(self.strength, "a strength", "(size, 1, 1)")
         incoming.tokens("WeightedResidual", self.strength.array.shape[0])
         strengths = measure(self.strength)
-        branch = self.branch.bound(incoming, measure).scale(namespace(strengths).max(strengths))
+        image = self.branch.bound(incoming, measure)
+        branch = image.scale(namespace(strengths).max(strengths))
+        branch = branch.off(
+            lambda runs: np.max(runs.difference(self.strength)) * image.radius + runs.rounded(1, branch.radius)
+        )
         return weighted_sum((1.0, 1.0), (incoming, branch))
 
     def near(self, incoming: Balls, measure: Measure) -> Balls:

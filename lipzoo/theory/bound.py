@@ -13,13 +13,14 @@ The same code runs on JAX scalars inside jit, where it is a differentiable bound
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
 import numpy as np
 
 from lipzoo.theory.numbers import Scalar, exp_up, log_sum, log_times, log_up, namespace
+from lipzoo.theory.runs import Runs, sure
 from lipzoo.theory.space import Space, SpaceError, Symbols, Tokens, Vector
 
 
@@ -43,6 +44,8 @@ class Bound(eqx.Module):
     - `log_lipschitz`: the logarithm of an upper bound L on the Lipschitz constant so far, RMS → RMS.
     - `space`: what the activation is, and so how it is measured.
     - `domain`: what the input was.
+    - `log_deviation`: the logarithm of an upper bound e on how far what runs is from what is meant, at every input.
+    - `runs`: what runs; None where that is what is meant, and e is 0 (`lipzoo.theory.runs`).
 
     !!! example
 
@@ -55,13 +58,21 @@ class Bound(eqx.Module):
     log_lipschitz: Scalar
     space: Space = eqx.field(static=True)
     domain: Domain
+    log_deviation: Scalar = -math.inf
+    runs: Runs | None = eqx.field(static=True, default=None)
 
     @staticmethod
-    def start(space: Space, radius: Scalar = 1.0) -> "Bound":
-        """The bound of an input: all of a space that is no larger than `radius`."""
+    def start(space: Space, radius: Scalar = 1.0, runs: Runs | None = None) -> "Bound":
+        """The bound of an input: all of a space that is no larger than `radius`.
+
+        What runs takes it in float32, and may round that to less.
+        """
         radius = radius if isinstance(radius, jax.Array) else np.float64(radius)
         log_radius = log_up(radius)
-        return Bound(log_radius, namespace(radius).zeros_like(log_radius)[()], space, Domain(space, radius))
+        start = Bound(
+            log_radius, namespace(radius).zeros_like(log_radius)[()], space, Domain(space, radius), runs=runs
+        )
+        return start.off(lambda runs: runs.counted(lambda a: a.entry * radius))
 
     @property
     def radius(self) -> Scalar:
@@ -72,6 +83,11 @@ class Bound(eqx.Module):
     def lipschitz(self) -> Scalar:
         """L itself, rounded up; infinite where float64 overflows."""
         return exp_up(self.log_lipschitz)
+
+    @property
+    def deviation(self) -> Scalar:
+        """e itself, rounded up."""
+        return exp_up(self.log_deviation)
 
     @property
     def log10_lipschitz(self) -> Scalar:
@@ -97,7 +113,21 @@ class Bound(eqx.Module):
             self,
             log_radius=log_times(log_size, self.log_radius),
             log_lipschitz=log_times(log_gain, self.log_lipschitz),
+            log_deviation=self.log_deviation if self.runs is None else log_times(log_gain, self.log_deviation),
         )
+
+    def off(self, error: Callable[[Runs], Scalar]) -> "Bound":
+        """The bound of what runs, where that is off by `error` at the same input: (r + δ, L, e + δ).
+
+        And e ≤ 2r, since both are no larger than r; unless what is computed may overflow.
+        """
+        if self.runs is None or isinstance(self.space, Symbols):
+            return self
+        size = self.space.size
+        delta = log_up(sure(error(self.runs) + self.runs.overflow(self.radius, size)))
+        radius = log_sum([self.log_radius, delta]) if delta > -math.inf else self.log_radius
+        deviation = log_sum([self.log_deviation, delta]) if delta > -math.inf else self.log_deviation
+        return dataclasses.replace(self, log_radius=radius, log_deviation=min(deviation, log_up(2.0) + radius))
 
     def shift(self, norm: Scalar) -> "Bound":
         """The bound after adding a constant vector of RMS norm at most `norm`: (r + ‖b‖, L)."""
@@ -144,6 +174,8 @@ def _hint(space: Space, unflattened: bool) -> str:
 def weighted_sum(weights: Sequence[float], bounds: Sequence[Bound]) -> Bound:
     """The bound of Σᵢ wᵢfᵢ(x) with wᵢ ≥ 0, from the bounds of the fᵢ: (Σ wᵢrᵢ, Σ wᵢLᵢ), both sums in logs.
 
+    What runs rounds every weight, every product, and sums.
+
     A convex residual (1-α)x + αf(x) has the weights (1-α, α), a plain one x + f(x) has (1, 1).
 
     **Raises:** SpaceError unless all fᵢ give objects of one space from inputs of one space. (Smaller arrays would be
@@ -155,4 +187,8 @@ def weighted_sum(weights: Sequence[float], bounds: Sequence[Bound]) -> Bound:
             raise SpaceError(f"what is added must be of one kind: {first.space} is not {other.space}")
     parts = [bound.scale(weight) for weight, bound in zip(weights, bounds, strict=True)]
     log_radius, log_lipschitz = log_sum([p.log_radius for p in parts]), log_sum([p.log_lipschitz for p in parts])
-    return dataclasses.replace(first, log_radius=log_radius, log_lipschitz=log_lipschitz)
+    total = dataclasses.replace(first, log_radius=log_radius, log_lipschitz=log_lipschitz)
+    if first.runs is None:
+        return total
+    total = dataclasses.replace(total, log_deviation=log_sum([p.log_deviation for p in parts]))
+    return total.off(lambda runs: runs.rounded(len(parts) + 1, total.radius))

@@ -37,6 +37,14 @@ class Geometry:
         """The norms in float64, rounded up (see `lipzoo.theory.norms.rms_norm`)."""
         return norms.rms_norm(array)
 
+    def distance(self, difference: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
+        """Upper bounds of the norms of a difference of two arrays, in float64."""
+        return np.asarray(norms.product_norm(difference) * self.rms_factor(difference.shape) * (1 + 2.0**-50))
+
+    def absolute_norm(self, array: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
+        """Upper bounds of the norms of the matrices of absolute values, in float64."""
+        return np.asarray(norms.absolute_norm(array) * self.rms_factor(array.shape) * (1 + 2.0**-50))
+
     def gram_norm(self, array: Float[Array, "*batch out in"]) -> Float[Array, "*batch"]:
         """Upper bounds of the norms by Gram iteration: for use inside jit, differentiable."""
         return norms.gram_norm(array) * self.rms_factor(array.shape)
@@ -96,6 +104,10 @@ class Offsets(Geometry):
     """What is added to attention logits whatever the input: in no bound, and never constrained."""
 
     bounded = False
+
+    def distance(self, difference: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
+        """The largest entries: by so much logits can differ."""
+        return np.asarray(abs(difference).max(axis=(-2, -1)))
 
 
 DENSE, COLUMN, ROWS, ENTRIES, OFFSETS = Dense(), Column(), Rows(), Entries(), Offsets()

@@ -54,6 +54,11 @@ class SpaceError(ValueError):
     """A module was given something else than what it takes."""
 
 
+def entries(space: Space) -> int:
+    """How many entries stand in the last axis of an object that has a norm."""
+    return space.size if isinstance(space, Tokens) else example_shape(space)[-1]
+
+
 def example_shape(space: Space, length: int = 3) -> tuple[int, ...]:
     """The shape of one example, of so many tokens if it is a sequence."""
     match space:

@@ -1,0 +1,88 @@
+"""How far what runs can be from what is certified: by rounding, by other weights, or both."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from lipzoo.certify.measured import place_of
+from lipzoo.models import AbstractModule
+from lipzoo.theory.functions import Format
+from lipzoo.theory.numbers import Scalar
+from lipzoo.theory.precision import rounded
+from lipzoo.theory.runs import Arithmetic, Runs
+from lipzoo.theory.weight import Weight, map_weights, weights
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Beside:
+    """Two models of one architecture, in NumPy arrays: for any part of the first one's weights, the same part of the
+    second one's, and norms of their difference, each computed once.
+
+    A bound looks at weights as a whole, block by block, and head by head. Parts are known again by the memory that they
+    lie in.
+
+    **Raises:** ValueError if the models are of different architectures.
+    """
+
+    first: AbstractModule
+    second: AbstractModule
+    _known: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, model in (("first", self.first), ("second", self.second)):
+            object.__setattr__(self, name, jax.tree.map(np.ascontiguousarray, model))
+        shapes = [[(w.name, np.shape(w.array)) for w in weights(model)] for model in (self.first, self.second)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(_different(*shapes))
+
+    def part(self, weight: Weight) -> np.ndarray:
+        """What stands in the second model where this stands in the first."""
+        array = np.asarray(weight.array)
+        for one, other in zip(weights(self.first), weights(self.second), strict=True):
+            whole = np.asarray(one.array)
+            offset = place_of(weight)[0] - place_of(one)[0]
+            if 0 <= offset < whole.nbytes:
+                beside = np.asarray(other.array).astype(whole.dtype)
+                return np.ndarray(array.shape, array.dtype, beside, offset, array.strides)
+        raise ValueError(f"{weight.name} is no part of the model's weights")
+
+    def difference(self, weight: Weight) -> Scalar:
+        """‖Ŵ - W‖."""
+        return self._once("difference", weight)
+
+    def absolute(self, weight: Weight) -> Scalar:
+        """‖|Ŵ|‖."""
+        return self._once("absolute", weight)
+
+    def _once(self, what: str, weight: Weight) -> Scalar:
+        key = what, place_of(weight)
+        if key not in self._known:
+            part, array = self.part(weight), np.asarray(weight.array)
+            if what == "absolute":
+                norm = weight.geometry.absolute_norm(part)
+            elif np.array_equal(part, array):
+                norm = np.zeros(array.shape[:-2])
+            else:
+                norm = weight.geometry.distance(part.astype(np.float64) - array.astype(np.float64))
+            self._known[key] = np.asarray(norm)[()]
+        return self._known[key]
+
+    def runs(self, arithmetic: Arithmetic | None, tokens: int = 1) -> Runs:
+        """The second model in place of the first, computed in `arithmetic`, on sequences of up to so many tokens."""
+        return Runs(arithmetic, self.difference, self.absolute, tokens)
+
+
+def stored(model: AbstractModule, dtype: Format) -> AbstractModule:
+    """A model of NumPy arrays with the weights that a network computes with which runs in this format."""
+    if dtype in ("float32", "tf32", "float64"):
+        return model
+    low = map_weights(lambda w: w.with_array(rounded(jax.numpy.asarray(w.array), dtype)), model)
+    return jax.tree.map(lambda x, y: np.asarray(x).astype(y.dtype), low, model)
+
+
+def _different(first: list, second: list) -> str:
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            return f"two architectures: {one[0]} has the shape {one[1]}, where the other has {other[0]} of {other[1]}"
+    return f"two architectures: of {len(first)} and {len(second)} weights"
