@@ -1,5 +1,8 @@
 """A small language drawn from a seed: nothing to download, and learned in seconds."""
 
+import bisect
+import functools
+
 import numpy as np
 
 LETTERS = "abcdefghijkl"
@@ -8,6 +11,7 @@ CONCENTRATION = 0.1
 """Of the Dirichlet distribution that each row of probabilities is drawn from: below 1, few letters are likely."""
 
 
+@functools.cache
 def load_synthetic(seed: int = 0) -> str:
     """A Markov chain of order 2: the last two letters decide how likely each letter is to come next.
 
@@ -16,9 +20,9 @@ def load_synthetic(seed: int = 0) -> str:
     """
     random = np.random.RandomState(seed)
     size = len(LETTERS)
-    steps = random.dirichlet(np.full(size, CONCENTRATION), (size, size)).cumsum(-1)
+    steps = random.dirichlet(np.full(size, CONCENTRATION), (size, size)).cumsum(-1).tolist()
     text = [0, 0]
-    for chance in random.random_sample(LENGTH - 2):
-        row = steps[text[-2], text[-1]]
-        text.append(min(int(np.searchsorted(row, chance, side="right")), size - 1))  # A sum may round below 1.
+    for chance in random.random_sample(LENGTH - 2).tolist():
+        row = steps[text[-2]][text[-1]]
+        text.append(min(bisect.bisect_right(row, chance), size - 1))  # A sum may round below 1.
     return "".join(LETTERS[letter] for letter in text)
