@@ -15,6 +15,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # What is lowered need not know its lines of Python.
 
 import atexit
 import gc
@@ -48,6 +49,7 @@ if version("jax").startswith("0.10."):  # Others may not know these, and XLA end
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(100_000, 50, 50)  # Tracing makes many objects and little garbage, and jax clears up as well each time.
 
 
 SMALL_RUN = {

@@ -35,6 +35,8 @@ PARTS = ("model", "data", "optimizer", "constraint", "training")
 """Parts that every stored recipe has; later ones have defaults."""
 CAPS = (1e-6, 1e6)
 """Caps whose powers, up to the fourth, stay inside float32."""
+KEPT = 64
+"""Structures of models that are kept for recipes that come again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Recipe:
 
     def abstract_model(self) -> Any:
         """The model's structure, without computing it."""
-        return eqx.filter_eval_shape(self.build_model, jax.random.key(0))
+        return _abstract(self)
 
     def dressed(self, model: Any) -> Any:
         """A model of this recipe, bare as in a training step, with the caps and shares of its weights."""
@@ -142,8 +144,7 @@ class Recipe:
 
     def _constraint_refusal(self) -> str | None:
         config = self.constraint
-        fresh = functools.partial(build, self.model, *self.data.complete().sizes)
-        free = eqx.filter_eval_shape(fresh, key=jax.random.key(0))
+        free = _free(self.model, self.data.complete().sizes)
         names = [weight.name for weight in weights(free)]
         held = [weight.name for weight in weights(free) if weight.geometry.bounded]  # As `ConstraintConfig.of` says.
         refusals = (
@@ -175,6 +176,18 @@ class Recipe:
         if reason:
             return f"--lr {optimizer.lr:g} is too high for {weight.name}: {reason}; lower it or raise --sigma-max"
         return None
+
+
+@functools.lru_cache(KEPT)
+def _abstract(recipe: Recipe) -> Any:
+    """The structure of a recipe's model."""
+    return eqx.filter_eval_shape(recipe.build_model, jax.random.key(0))
+
+
+@functools.lru_cache(KEPT)
+def _free(model: AbstractModelConfig, sizes: tuple[int, int]) -> Any:
+    """The structure of a model whose weights are free: the same for all recipes of a sweep."""
+    return eqx.filter_eval_shape(functools.partial(build, model, *sizes), key=jax.random.key(0))
 
 
 def _upgraded(value: object) -> dict[str, Any]:
