@@ -4,6 +4,8 @@
 weights.
 """
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -20,7 +22,7 @@ from lipzoo.recipe.constraint import ConstraintConfig
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.recipe.training import TrainingConfig
 from lipzoo.theory.msign import SIX_ROW, approximate
-from lipzoo.theory.weight import map_weights, set_caps, weights
+from lipzoo.theory.weight import bare, filled, map_weights, set_caps, weights
 from lipzoo.train.plan import resolve
 from lipzoo.train.step import Computation
 
@@ -83,14 +85,22 @@ def loss_of(model, inputs, targets):
     return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(inputs), targets).mean()
 
 
+@functools.cache
+def compiled(plan):
+    """Gradients and updates: most of the time of a case is their compilation, which those of equal plans share."""
+    optimizer = plan.transform()
+    return jax.jit(jax.value_and_grad(loss_of)), optimizer.init, jax.jit(optimizer.update)
+
+
 def ten_steps(case):
     recipe = recipe_of(case)
-    model = first_model(recipe)
+    like = first_model(recipe)
+    model = bare(like)
     plan, hyper = resolve(recipe)
     hyper = jax.tree.map(jnp.asarray, hyper)
-    optimizer, computation = plan.transform(), Computation(plan, make_mesh())
-    differentiate, update = jax.jit(jax.value_and_grad(loss_of)), jax.jit(optimizer.update)
-    state, losses = optimizer.init(model), []
+    computation = Computation(plan, make_mesh())
+    differentiate, init, update = compiled(dataclasses.replace(plan, held=()))  # Constraints are applied here.
+    state, losses = init(model), []
     for step, (inputs, targets) in enumerate(zip(PUBLISHED["inputs"], PUBLISHED["targets"], strict=True)):
         loss, gradient = differentiate(model, jnp.asarray(inputs), jnp.asarray(targets.astype(np.int32)))
         losses.append(float(loss))
@@ -99,12 +109,12 @@ def ten_steps(case):
         updates = jax.tree.map(lambda u, lr=lr: -lr * u, updates)
         model = optax.apply_updates(model, updates)
         if case == "muon_soft_cap":
-            model = published_soft_cap(case, model, lr)
+            model = bare(published_soft_cap(case, filled(like, model), lr))
         elif case == "muon_orthogonal":
-            model = exact_stiefel(model)
+            model = bare(exact_stiefel(filled(like, model)))
         else:
             model = computation.constrain(model, updates, lr, hyper, jax.random.key(step))
-    return np.array(losses), model
+    return np.array(losses), filled(like, model)
 
 
 def test_logits_of_the_first_weights():
