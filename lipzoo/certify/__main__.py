@@ -15,6 +15,7 @@ from lipzoo.system.errors import UserError
 from lipzoo.system.paths import UserPath
 from lipzoo.system.streams import make_console
 from lipzoo.system.terminal import guarded, program
+from lipzoo.theory.functions import Format
 from lipzoo.theory.numbers import format_power
 
 
@@ -28,6 +29,9 @@ class CommandLine:
     """Print the certificate as JSON."""
     max_lipschitz: float | None = None
     """Exit with status 1 if the certified bound is above this."""
+    arithmetic: Format | None = None
+    """Format in which the network runs, whose rounding is covered (default: that in which it was trained). tf32 is
+    float32 with factors of matrix products rounded as tensor cores do."""
     tighten: Whole = STEPS
     """Steps of a search for a smaller bound of a network of vectors, at most."""
 
@@ -38,7 +42,7 @@ def _main() -> int:
         raise UserError("--max-lipschitz must be a number")
     if refusal := field_refusal(line):
         raise UserError(refusal)
-    certificate, text, _ = certify(line.checkpoint_dir, tighten=line.tighten)
+    certificate, text, _ = certify(line.checkpoint_dir, tighten=line.tighten, dtype=line.arithmetic)
     if line.json:
         print(text, end="")
     else:

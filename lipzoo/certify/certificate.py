@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +11,8 @@ import numpy as np
 from rich.console import Console, Group
 from rich.text import Text
 
+from lipzoo.certify.deviation import Running, running
+from lipzoo.certify.fields import bound_json, finite, running_json
 from lipzoo.certify.measured import ExactNorms, place_of, table_rows
 from lipzoo.certify.published import published_bound
 from lipzoo.certify.statement import METHODS, gained, l2_factor, statement
@@ -21,6 +23,7 @@ from lipzoo.report import page
 from lipzoo.report.tables import terminal_table
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import Scalar, format_power, round_digits
+from lipzoo.theory.runs import Arithmetic
 from lipzoo.theory.space import Space, SpaceError, Symbols, example_shape
 from lipzoo.theory.weight import Weight, cap_norm, check_names, weights
 
@@ -51,6 +54,7 @@ class Certificate:
     - `layerwise`: the bound from their float64 norms, one layer after the other; `rows` are about this.
     - `published`: the formula of the paper that the model comes from, for comparison (see `lipzoo.certify.published`):
       no bound for transformers; None where there is none.
+    - `running`: the network in the arithmetic that it runs in; None where rounding is not covered.
 
     What they are about (`statement`, `l2_factor`) is read off the bounds, which know their spaces.
     """
@@ -60,6 +64,7 @@ class Certificate:
     certified: Bound
     layerwise: Bound
     published: Bound | None
+    running: Running | None = None
 
     @staticmethod
     def of(
@@ -70,6 +75,7 @@ class Certificate:
         watch: Callable[[int, int], None] = lambda done, count: None,
         tighten: int = 0,
         norms: ExactNorms | None = None,
+        arithmetic: Arithmetic | None = None,
     ) -> "Certificate":
         """The certificate of a model in memory, for inputs of norm at most `radius` (1 for pixels in [0, 1]).
 
@@ -77,7 +83,8 @@ class Certificate:
         number of tokens in a sequence, which the published formula of LipsFormer wants to know; `watch` is told how
         many weights were measured, and of how many. Of networks of vectors an ellipsoid is taken through the layers
         too (`lipzoo.theory.ellipsoid`), and made smaller by up to `tighten` steps of a search; 60 of them gain most.
-        Norms come from `norms`, and stay there for whoever needs them again.
+        Norms come from `norms`, and stay there for whoever needs them again. Of a network that runs in an `arithmetic`
+        (`lipzoo.theory.functions.arithmetic`) it is also said how far that can be from what is meant.
 
         **Raises:** TypeError if it is no model of this library; ValueError if a weight holds NaN or infinite entries,
         if two weights share a name, if there are none, if the radius is not positive and finite, or if a part of the
@@ -110,7 +117,8 @@ class Certificate:
         places = table_rows(model.matrices(), exact.measured)
         rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in places)
         published = published_bound(model, start, layerwise, exact, window)
-        return Certificate(rows, a_priori, certified, layerwise, published)
+        runs = None if arithmetic is None else running(model, start, exact, arithmetic, window or 1)
+        return Certificate(rows, a_priori, certified, layerwise, published, runs)
 
     @property
     def l2_factor(self) -> float | None:
@@ -120,7 +128,7 @@ class Certificate:
     @property
     def statement(self) -> str:
         """What is proved, read off the bound."""
-        return statement(self.certified)
+        return statement(self.certified, self.running)
 
     @property
     def lipschitz(self) -> float:
@@ -141,13 +149,14 @@ class Certificate:
         """A JSON object; infinite numbers are null."""
         return {
             "schema": SCHEMA,
-            "rows": [_finite(dataclasses.asdict(row)) for row in self.rows],
-            "certified": _bound_json(self.certified),
-            "layerwise": _bound_json(self.layerwise),
-            "a_priori": _bound_json(self.a_priori) | {"caps_hold": self.caps_hold},
-            "published_formula": None if self.published is None else _bound_json(self.published),
-            "lipschitz_l2": None if self.l2_factor is None else _finite({"": self.lipschitz * self.l2_factor})[""],
-            "log10_l2_lipschitz": None if self.l2_factor is None else _finite({"": self._log10_l2(self.certified)})[""],
+            "rows": [finite(dataclasses.asdict(row)) for row in self.rows],
+            "certified": bound_json(self.certified),
+            "layerwise": bound_json(self.layerwise),
+            "a_priori": bound_json(self.a_priori) | {"caps_hold": self.caps_hold},
+            "published_formula": None if self.published is None else bound_json(self.published),
+            "lipschitz_l2": None if self.l2_factor is None else finite({"": self.lipschitz * self.l2_factor})[""],
+            "log10_l2_lipschitz": None if self.l2_factor is None else finite({"": self._log10_l2(self.certified)})[""],
+            "arithmetic": None if self.running is None else running_json(self.running),
             "method": self.method,
             "statement": self.statement,
         }
@@ -235,14 +244,3 @@ def _share(certified: Bound, without: Bound) -> float:
 
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{round(100 * share, 1) + 0.0:.1f}%"  # Adding 0 makes -0 a 0.
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: null stands for it."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-
-
-def _bound_json(bound: Bound) -> dict[str, Any]:
-    names = ("lipschitz", "log10_lipschitz", "radius", "log10_radius")
-    values = {name: getattr(bound, name) for name in names}
-    return _finite({name: float(value) for name, value in values.items()})

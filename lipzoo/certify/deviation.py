@@ -7,11 +7,11 @@ import numpy as np
 
 from lipzoo.certify.measured import place_of
 from lipzoo.models import AbstractModule
-from lipzoo.theory.functions import Format
+from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import Scalar
 from lipzoo.theory.precision import rounded
 from lipzoo.theory.runs import Arithmetic, Runs
-from lipzoo.theory.weight import Weight, map_weights, weights
+from lipzoo.theory.weight import Measure, Weight, map_weights, weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +73,38 @@ class Beside:
         return Runs(arithmetic, self.difference, self.absolute, tokens)
 
 
-def stored(model: AbstractModule, dtype: Format) -> AbstractModule:
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A network as it runs.
+
+    **Attributes:**
+
+    - `bound`: of its output, with how far that is from what is meant.
+    - `tokens`: how many there may be in a sequence.
+    """
+
+    arithmetic: Arithmetic
+    bound: Bound
+    tokens: int
+
+    @property
+    def deviation(self) -> float:
+        """e, an RMS norm; infinite where nothing is proved."""
+        return float(self.bound.deviation)
+
+
+def running(model: AbstractModule, start: Bound, norms: Measure, arithmetic: Arithmetic, tokens: int = 1) -> Running:
+    """How far a model is, for inputs of `start`, from what is computed in a format with its weights as they are there.
+
+    `norms` are those of the model's own weights (`ExactNorms` keeps what it measured).
+    """
+    model = jax.tree.map(np.asarray, model)
+    beside = Beside(model, stored(model, arithmetic.name))
+    start = Bound.start(start.space, start.domain.radius, beside.runs(arithmetic, tokens))
+    return Running(arithmetic, beside.first.bound(start, norms), tokens)
+
+
+def stored(model: AbstractModule, dtype: str) -> AbstractModule:
     """A model of NumPy arrays with the weights that a network computes with which runs in this format."""
     if dtype in ("float32", "tf32", "float64"):
         return model

@@ -20,8 +20,8 @@ import scipy.special
 import tyro
 
 from lipzoo.config.ranges import Range
-from lipzoo.system.files import write_text
 from lipzoo.data.download import cache_dir
+from lipzoo.system.files import write_text
 from lipzoo.system.progress import waiting
 from lipzoo.system.terminal import guarded, program
 from lipzoo.theory.functions import backend

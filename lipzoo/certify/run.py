@@ -8,25 +8,29 @@ from rich.console import Console
 
 from lipzoo.certify.certificate import Certificate
 from lipzoo.certify.tighten import STEPS
+from lipzoo.data.download import cache_dir
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
 from lipzoo.system.progress import waiting
 from lipzoo.system.version import VERSION
+from lipzoo.theory.functions import Format, arithmetic
+from lipzoo.theory.runs import Arithmetic
 from lipzoo.train.checkpoint import Loaded, load
 from lipzoo.train.reading import run_of
 
 
 def certify(
-    directory: Path, console: Console | None = None, tighten: int = STEPS
+    directory: Path, console: Console | None = None, tighten: int = STEPS, dtype: Format | None = None
 ) -> tuple[Certificate, str, Path | None]:
     """Certifies the newest checkpoint under `directory` and writes `certificate.json` into its run.
 
-    Shows on the console, by default on stderr, how far it is.
+    It covers the rounding of a network that runs in `dtype`, by default in that in which it was trained. Shows on the
+    console, by default on stderr, how far it is.
 
     **Returns:** the certificate, its JSON, and where that was written (None where the run cannot be written to).
     """
     loaded = load(directory)
-    certificate = _certificate(loaded, console, tighten)
+    certificate = _certificate(loaded, console, tighten, dtype)
     text = json.dumps(to_json(certificate, loaded), indent=2, allow_nan=False) + "\n"
     path = run_of(loaded.path) / "certificate.json"
     try:
@@ -37,13 +41,23 @@ def certify(
     return certificate, text, path
 
 
-def _certificate(loaded: Loaded, console: Console | None, tighten: int) -> Certificate:
+def _certificate(loaded: Loaded, console: Console | None, tighten: int, dtype: Format | None) -> Certificate:
     _, window = loaded.recipe.data.unit
+    runs_in = arithmetic_of(loaded, dtype)
     try:
         with waiting("certifying", None, console) as wait:
-            return Certificate.of(loaded.model, window=window, watch=wait.show, tighten=tighten)
+            return Certificate.of(loaded.model, window=window, watch=wait.show, tighten=tighten, arithmetic=runs_in)
     except ValueError as error:
         raise UserError(f"the checkpoint {loaded.path} cannot be certified: {error}") from error
+
+
+def arithmetic_of(loaded: Loaded, dtype: Format | None) -> Arithmetic:
+    """A format, by default that in which a checkpoint's network was trained, and what this backend's functions do."""
+    path = cache_dir() / "elementary.json"
+    try:
+        return arithmetic(dtype or loaded.recipe.training.model_dtype, path)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path} holds no measurements of functions ({error}): delete it") from error
 
 
 def to_json(certificate: Certificate, loaded: Loaded) -> dict[str, object]:

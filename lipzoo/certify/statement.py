@@ -2,20 +2,27 @@
 
 import math
 
+from lipzoo.certify.deviation import Running
 from lipzoo.certify.tighten import GAIN
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import round_digits
-from lipzoo.theory.space import Vector
+from lipzoo.theory.space import Tokens, Vector
 
 VECTOR_STATEMENT = (
     "For all inputs x, x' {domain}: ‖f(x) - f(x')‖ ≤ L‖x - x'‖ in RMS norms, f from input to output, "
-    "computed exactly with the stored weights. The rounding of the network's own forward pass is not covered."
+    "computed exactly with the stored weights."
 )
 TOKEN_STATEMENT = (
     "For all sequences x, x' of tokens no larger in RMS norm than {domain}: max ‖f(x) - f(x')‖ ≤ L max ‖x - x'‖ over "
-    "tokens, f from {start} to output under one attention mask, computed exactly with the stored weights. "
-    "The rounding of the network's own forward pass is not covered."
+    "tokens, f from {start} to output under one attention mask, computed exactly with the stored weights."
 )
+NOT_COVERED = " The rounding of the network's own forward pass is not covered."
+RUNNING = (
+    " What runs in {format}, f̂, is within e = {deviation} of f(x) for all of these{tokens}: "
+    "‖f̂(x) - f̂(x')‖ ≤ L‖x - x'‖ + 2e. That takes rounding to nearest, sums in any order, {total}, and functions "
+    "{source}."
+)
+NOWHERE = " In {format} nothing is proved of what runs: numbers may overflow, or errors grow as large as they can."
 METHODS = {
     "layers": "layer by layer: norms by NumPy's SVD in float64, inflated by 1 + 8·max(m, n)·2⁻⁵², rounded up",
     "ellipsoids": "ellipsoids through the layers, with multipliers for slopes, in float64 with all roundings added",
@@ -23,8 +30,28 @@ METHODS = {
 """How the smallest bound was found."""
 
 
-def statement(bound: Bound) -> str:
-    """What is proved, read off the bound."""
+def statement(bound: Bound, running: Running | None = None) -> str:
+    """What is proved, read off the bound; and of the network as it runs, where that is known."""
+    return _exact(bound) + (NOT_COVERED if running is None else _running(running))
+
+
+def _running(running: Running) -> str:
+    if not math.isfinite(running.deviation):
+        return NOWHERE.format(format=running.arithmetic.name)
+    tokens = f", up to {running.tokens} tokens" if isinstance(running.bound.space, Tokens) else ""
+    total = "in float64" if running.arithmetic.total < 2.0**-24 else "in float32"
+    if running.arithmetic.factor:
+        total += f" of factors rounded to 2^{math.log2(running.arithmetic.factor):.0f}"
+    return RUNNING.format(
+        format=running.arithmetic.name,
+        deviation=round_digits(running.deviation, 3),
+        tokens=tokens,
+        total=total,
+        source=running.arithmetic.functions.source,
+    )
+
+
+def _exact(bound: Bound) -> str:
     domain = bound.domain
     radius = round_digits(float(domain.radius), 6, up=False)
     if isinstance(domain.space, Vector):

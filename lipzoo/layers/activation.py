@@ -104,7 +104,7 @@ class GELU(AbstractElementwise):
         """(r/c, gL/c). With c ≥ g the map is 1-Lipschitz, which is then said without rounding.
 
         What runs: in the tanh form the argument z = √(2/π)(x + 0.044715x³) is off by γ₇ of itself, since both terms
-        have one sign; as sup |z/cosh² z| < 1/2, tanh z by half of that, and by its own error ρ and rounding; then come a
+        have one sign; as sup |z/cosh² z| < 1/2, tanh z by half of that, and by its own error ρ and rounding; then a
         sum and a product with |x| ≥ |x|(1 + tanh z)/2: with these 7/4 + 1/2 + 2 roundings of |x|, and ρ/2, and three
         roundings of the divisor, its inverse and the product. In the other form, with sup |y·erfc'(y)| < 1/2, fewer.
         """

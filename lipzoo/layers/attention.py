@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lipzoo.layers.attend import attend, rotate
-from lipzoo.layers.attention_error import attention_error, side
+from lipzoo.layers.attention_error import attention_error
 from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_axes
 from lipzoo.layers.near_attention import Known, attention_near
 from lipzoo.layers.normalization import RMSNorm
@@ -178,21 +178,13 @@ class Attention(AbstractModule):
         return image.off(lambda runs: self._error(runs, incoming.radius, measure))
 
     def _error(self, runs: Runs, radius: Scalar, measure: Measure) -> Scalar:
-        """By how much the output is off, of tokens up to this size."""
-        eps, turned = (self.qk_epsilon, self.qk_epsilon, self.v_epsilon), (self.rotary, self.rotary, False)
-        q, k, v = (
-            side(self._split(w), radius, e, rotated, runs, measure)
-            for w, e, rotated in zip((self.q, self.k, self.v), eps, turned, strict=True)
-        )
-        offset = 0.0, 0.0
-        if self.bias is not None:
-            offset = float(np.max(abs(np.asarray(self.bias.array)))), float(np.max(runs.difference(self.bias)))
-        error = attention_error(q, k, v, self.softmax_scale, self.out.array.shape[0] // self.heads, offset, runs)
-        joined, norm = np.sqrt(np.mean((v.size + error) ** 2)), float(measure(self.out))
+        parts = [self._split(weight) for weight in (self.q, self.k, self.v)]
+        epsilons = self.qk_epsilon, self.qk_epsilon, self.v_epsilon
+        v, error = attention_error(parts, epsilons, self.rotary, self.softmax_scale, self.bias, radius, runs, measure)
+        joined, norm = np.sqrt(np.mean((v + error) ** 2)), float(measure(self.out))
         through = exp_up(self._through(log_up(error), measure))
         off, scale = through + runs.product(self.out, joined, measure), abs(self.output_scale)
         return scale * off + runs.rounded(2, scale * (norm * joined + off))
-
 
     def near(self, incoming: Balls, measure: Measure) -> Balls:
         """Around one sequence, whose scores and weights are known (see `lipzoo.layers.near_attention`)."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -30,9 +31,7 @@ class Side:
         return self.size + self.error
 
 
-def side(
-    weight: Weight, radius: Scalar, epsilon: float | None, rotated: bool, runs: Runs, measure: Measure
-) -> Side:
+def side(weight: Weight, radius: Scalar, epsilon: float | None, rotated: bool, runs: Runs, measure: Measure) -> Side:
     """Wᵢx for each head, divided by √(mean square + ε) where ε is given, and rotated.
 
     A division by at least √ε multiplies what it is given by at most 1/√ε, errors too. Angles are those that the network
@@ -52,8 +51,31 @@ def side(
 
 
 def attention_error(
-    q: Side, k: Side, v: Side, scale: float, width: int, offset: tuple[float, float], runs: Runs
-) -> Heads:
+    parts: Sequence[Weight],
+    epsilons: Sequence[float | None],
+    rotary: bool,
+    scale: float,
+    bias: Weight | None,
+    radius: Scalar,
+    runs: Runs,
+    measure: Measure,
+) -> tuple[Heads, Heads]:
+    """How large the heads' outputs can be, for tokens up to `radius`, and by how much they are off.
+
+    `parts` are the heads' maps to q, k and v, with the ε that each is normalized with; `bias` is added to logits.
+    """
+    turned = rotary, rotary, False
+    q, k, v = (
+        side(weight, radius, epsilon, rotated, runs, measure)
+        for weight, epsilon, rotated in zip(parts, epsilons, turned, strict=True)
+    )
+    offset = 0.0, 0.0
+    if bias is not None:
+        offset = float(np.max(abs(np.asarray(bias.array)))), float(np.max(runs.difference(bias)))
+    return v.size, _heads_error(q, k, v, scale, parts[0].array.shape[-2], offset, runs)
+
+
+def _heads_error(q: Side, k: Side, v: Side, scale: float, width: int, offset: tuple[float, float], runs: Runs) -> Heads:
     """By how much a head's output is off at most, for the tokens that it is given.
 
     The logits of a query are off by at most σ = s(qe_k + e_qk + e_qe_k), by what is added to them, and by their

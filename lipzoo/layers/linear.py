@@ -103,7 +103,7 @@ class Affine(AbstractModule):
         return y if self.bias is None else y + _row(self.bias.array[:, 0], x)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        """(max|γ|·r + ‖β‖, max|γ|·L). What runs is off by max|γ̂ - γ|·r, a rounding of the product, and one of the sum."""
+        """(max|γ|·r + ‖β‖, max|γ|·L). What runs is off by max|γ̂ - γ|·r, and rounds product and sum."""
         check_axes(self.gain, "a gain", "(size, 1, 1)")
         if self.bias is not None:
             check_column(self.bias, self.gain.array.shape[0])

@@ -69,9 +69,7 @@ class Bound(eqx.Module):
         """
         radius = radius if isinstance(radius, jax.Array) else np.float64(radius)
         log_radius = log_up(radius)
-        start = Bound(
-            log_radius, namespace(radius).zeros_like(log_radius)[()], space, Domain(space, radius), runs=runs
-        )
+        start = Bound(log_radius, namespace(radius).zeros_like(log_radius)[()], space, Domain(space, radius), runs=runs)
         return start.off(lambda runs: runs.counted(lambda a: a.entry * radius))
 
     @property

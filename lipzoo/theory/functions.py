@@ -38,7 +38,7 @@ def _measured() -> dict[str, dict[str, float]]:
 
 
 def functions(cache: Path | None = None) -> Functions:
-    """What functions are off by on this backend: as measured, twice, or `UNKNOWN`. `cache` holds further measurements."""
+    """What functions are off by on this backend: twice what was measured, or `UNKNOWN`. `cache` holds more."""
     known = dict(_measured())
     if cache is not None and cache.exists():
         known |= json.loads(cache.read_text())

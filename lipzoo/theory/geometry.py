@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lipzoo.theory import norms
+from lipzoo.theory import distances, norms
 
 Map = Callable[[Float[Array, "*batch out in"]], Float[Array, "*batch out in"]]
 
@@ -39,11 +39,11 @@ class Geometry:
 
     def distance(self, difference: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
         """Upper bounds of the norms of a difference of two arrays, in float64."""
-        return np.asarray(norms.product_norm(difference) * self.rms_factor(difference.shape) * (1 + 2.0**-50))
+        return np.asarray(distances.product_norm(difference) * self.rms_factor(difference.shape) * (1 + 2.0**-50))
 
     def absolute_norm(self, array: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
         """Upper bounds of the norms of the matrices of absolute values, in float64."""
-        return np.asarray(norms.absolute_norm(array) * self.rms_factor(array.shape) * (1 + 2.0**-50))
+        return np.asarray(distances.absolute_norm(array) * self.rms_factor(array.shape) * (1 + 2.0**-50))
 
     def gram_norm(self, array: Float[Array, "*batch out in"]) -> Float[Array, "*batch"]:
         """Upper bounds of the norms by Gram iteration: for use inside jit, differentiable."""

@@ -113,9 +113,9 @@ class Runs:
 
         **Sums.** Let pⱼ = ŵⱼxⱼ. Rounding it, if that happens, is off by u|pⱼ|. Each of n-1 sums, whatever the order, is
         one of the pⱼ of a set, plus what it is off by, at most γₙΣ|pⱼ|; no sum of a set is larger than that of all
-        positive or of all negative ones, and these are at most (Σ|pⱼ| + |Σpⱼ|)/2. Rounding it is off by u times its size,
-        and the errors of all sums add up. Over all entries, Σ|pⱼ| has the norm ‖|Ŵ|‖r and Σpⱼ the norm ‖Ŵ‖r, so that
-        the product is off by u(n(‖|Ŵ|‖ + ‖Ŵ‖)/2 + (1 + nγₙ)‖|Ŵ|‖)r. With factors rounded to u', each p is off by
+        positive or of all negative ones, and these are at most (Σ|pⱼ| + |Σpⱼ|)/2. Rounding it is off by u times its
+        size, and the errors of all sums add up. Over all entries, Σ|pⱼ| has the norm ‖|Ŵ|‖r and Σpⱼ the norm ‖Ŵ‖r, so
+        that the product is off by u(n(‖|Ŵ|‖ + ‖Ŵ‖)/2 + (1 + nγₙ)‖|Ŵ|‖)r. With factors rounded to u', each p is off by
         ((1+u')² - 1)|p| before. The result is rounded once more where it is stored in less.
 
         **What vanishes** below t: n products and n sums of each entry, and entries of Ŵ, by which it is off by at most

@@ -19,9 +19,9 @@ from lipzoo.layers.sorting import GroupSort
 from lipzoo.models import GPT, MLP, GPTConfig
 from lipzoo.models.lipsformer import WeightedResidual
 from lipzoo.theory.bound import Bound, weighted_sum
+from lipzoo.theory.distances import absolute_norm, product_norm
 from lipzoo.theory.functions import arithmetic
 from lipzoo.theory.geometry import COLUMN, ENTRIES, OFFSETS
-from lipzoo.theory.norms import absolute_norm, product_norm
 from lipzoo.theory.runs import Runs
 from lipzoo.theory.space import Symbols, Tokens, Vector
 from lipzoo.theory.weight import Weight, exact_norm, map_weights
