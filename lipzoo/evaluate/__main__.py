@@ -23,6 +23,7 @@ from lipzoo.system.files import write_text
 from lipzoo.system.paths import UserPath
 from lipzoo.system.streams import make_console
 from lipzoo.system.terminal import guarded, program
+from lipzoo.theory.functions import Format
 from lipzoo.train.reading import run_of
 
 
@@ -47,6 +48,8 @@ class CommandLine:
     """Attack these images."""
     tightness: bool = True
     """Look for large gains of the whole model and of each layer, to stand beside the bounds."""
+    arithmetic: Format | None = None
+    """Format in which the network runs, whose rounding is covered (default: that in which it was trained)."""
     tighten: Whole = STEPS
     """Steps of a search for smaller bounds, at most."""
     steps: Count = 40
@@ -95,7 +98,7 @@ def _main() -> int:
     effort = Effort(line.images, line.local, line.attack, line.tightness, strength, line.seed, line.tighten)
     found, status = [], 0
     for directory in line.checkpoint_dirs:
-        evaluation = evaluate(directory, distances, effort)
+        evaluation = evaluate(directory, distances, effort, line.arithmetic)
         folder = run_of(evaluation.loaded.path)
         try:
             paths = write(evaluation, folder)

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from lipzoo.certify.certificate import Certificate
+from lipzoo.certify.fields import running_json
 from lipzoo.evaluate.attack import Attacked
 from lipzoo.evaluate.radii import Radii
 from lipzoo.evaluate.tightness import Tightness
@@ -22,7 +23,7 @@ from lipzoo.train.checkpoint import Loaded
 SCHEMA = 1
 """The version of evaluation.json (docs/schema.md)."""
 SLACK = 1e-5
-"""Adversaries are float32 numbers, and what rounding does to logits is not covered: so much nearer is no alarm."""
+"""Attacks see a network that runs in float32: of one in float64 what is so much nearer is no alarm."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class Evaluation:
     - `loaded`: the model and where it came from. `certificate`: its global bound.
     - `epsilons`: ℓ₂ distances, of pixels in [0, 1].
     - `radii`: what is certified of each image by global bounds.
-    - `local`: radii of the first images by bounds around each of them, at least as large; None where none were asked.
+    - `local`: radii of the first images by bounds around each of them, of what runs; None where none were asked.
     - `attacked`: what attacks found for the same images; None where no attack was asked for.
     - `tightness`: the largest gains found, beside the bounds.
     """
@@ -64,8 +65,8 @@ class Evaluation:
 
     @property
     def best(self) -> Float[np.ndarray, " first"]:
-        """The largest radii that are known of the first images; 0 where they are misclassified."""
-        radius = self.radii.radius[: self.count] if self.local is None else self.local
+        """The largest radii that are known of the first images, as the network runs; 0 where they are misclassified."""
+        radius = self._running[: self.count] if self.local is None else self.local
         return np.where(self.radii.correct[: self.count], radius, 0.0)
 
     def beyond(self, distances: Float[np.ndarray, " first"] | None) -> list[float] | None:
@@ -81,12 +82,19 @@ class Evaluation:
         """The images that are certified within a distance at which an adversary was found: there must be none."""
         if self.attacked is None:
             return []
-        return np.flatnonzero(self.attacked.distance < self.best * (1 - SLACK) - SLACK).tolist()
+        covered = self.certificate.running is not None and self.certificate.running.arithmetic.unit >= 2.0**-24
+        slack = 0.0 if covered else SLACK
+        return np.flatnonzero(self.attacked.distance < self.best * (1 - slack) - slack).tolist()
+
+    @property
+    def _running(self) -> Float[np.ndarray, " n"]:
+        """Global radii of what runs, or, where rounding is not covered, of what is meant."""
+        return self.radii.radius if self.radii.running is None else self.radii.running
 
     @property
     def local_gain(self) -> float | None:
         """The median of local over global radii, of images that are classified as they are labelled."""
-        radius, right = self.radii.radius[: self.count], self.radii.correct[: self.count]
+        radius, right = self._running[: self.count], self.radii.correct[: self.count]
         if self.local is None or not (right & (radius > 0)).any():
             return None
         return float(np.median((self.local / np.maximum(radius, 1e-300))[right & (radius > 0)]))
@@ -95,6 +103,7 @@ class Evaluation:
         """A JSON object, laid out as docs/schema.md says."""
         bound, factor = self.certificate.lipschitz, self.certificate.l2_factor
         radius, right = self.radii.radius[self.radii.correct], self.radii.correct[: self.count]
+        running = self.certificate.running
         value: dict[str, Any] = {
             "schema": SCHEMA,
             "lipzoo": VERSION,
@@ -108,6 +117,8 @@ class Evaluation:
             "clean_accuracy": self.clean,
             "epsilons_l2": list(self.epsilons),
             "certified_accuracy": self.certified,
+            "arithmetic": None if running is None else running_json(running),
+            "running_certified_accuracy": self.radii.running_accuracy(self.epsilons),
             "median_certified_radius_l2": float(np.median(radius)) if radius.size else 0.0,
             "first_images": self.count,
             "attacked_accuracy": self.attacked_accuracy,
@@ -131,11 +142,13 @@ class Evaluation:
     def columns(self) -> dict[str, list[str]]:
         """The table of accuracies: what stands above each column, and a cell for each ε."""
         value = self.to_json()
+        running = self.certificate.running
         named = {
             "certified": "certified_accuracy",
+            f"in {running.arithmetic.name}" if running else "": "running_certified_accuracy",
             f"first {self.count:,}": "certified_accuracy_of_first",
-            "around each": "local_certified_accuracy_of_first",
-            "under attack": "attacked_accuracy",
+            "around": "local_certified_accuracy_of_first",
+            "attacked": "attacked_accuracy",
         }
         table = {name: [f"{x:.2%}" for x in value[key]] for name, key in named.items() if value.get(key)}
         if self.attacked is not None:
@@ -186,7 +199,13 @@ class Evaluation:
                 )
                 told += f", certified by bounds around each{gain}"
             told += "." if self.attacked is None else ", and what attacks leave."
-        return told + " The rounding of the network's own forward pass is not covered."
+        running = self.certificate.running
+        if running is None:
+            return told + " The rounding of the network's own forward pass is not covered."
+        return (
+            f"{told} In {running.arithmetic.name}: of the network as it runs, whatever the order of its sums; so are "
+            f"bounds around each. Functions are {running.arithmetic.functions.source}."
+        )
 
 
 def fraction(epsilon: float) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
@@ -52,16 +53,24 @@ def near(model: AbstractModule, x: Float[np.ndarray, " n"], reach: float, steeri
 
 
 def local_radius(
-    model: AbstractModule, x: Float[np.ndarray, " n"], prediction: int, certain: float, steering: Steering
+    model: AbstractModule,
+    x: Float[np.ndarray, " n"],
+    prediction: int,
+    certain: float,
+    steering: Steering,
+    off: Callable[[float], float] = lambda reach: 0.0,
 ) -> float:
     """A radius, at least `certain`, within which no input has another largest logit than `prediction`.
+
+    `off` says by how much what runs is off in differences of two logits, on a ball of this radius: margins are smaller
+    by that.
 
     Where D(ε) is what holds on the ball of radius ε, no class changes within min(ε, min_j (z_y - zⱼ)/D_yj(ε)). The
     first grows with ε and the second falls: where they meet is sought by a few balls, between `certain` and what a ball
     of no size would give.
     """
     try:
-        low, high = certain, _reached(near(model, x, 0.0, steering), prediction)
+        low, high = certain, _reached(near(model, x, 0.0, steering), prediction, off(0.0))
     except (ArithmeticError, np.linalg.LinAlgError):
         return certain
     high = min(high, max(certain, 100 * math.sqrt(x.size)))  # A network may be constant around the input.
@@ -70,16 +79,16 @@ def local_radius(
             break
         middle = math.sqrt(max(low, high / 16) * high)
         try:
-            reached = _reached(near(model, x, middle, steering), prediction)
+            reached = _reached(near(model, x, middle, steering), prediction, off(middle))
         except (ArithmeticError, np.linalg.LinAlgError):
             reached = 0.0
         low, high = max(low, min(middle, reached)), min(high, max(middle, reached))
     return low
 
 
-def _reached(found: Near, prediction: int) -> float:
+def _reached(found: Near, prediction: int, off: float) -> float:
     """min_j (z_y - zⱼ)/D_yj, rounded down; of logits that roundings might order otherwise, 0."""
-    margins = (found.logits[prediction] - found.logits) * (1 - 4 * UNIT) - 2 * found.blur
+    margins = (found.logits[prediction] - found.logits) * (1 - 4 * UNIT) - 2 * found.blur - off
     margins[prediction] = math.inf
     with np.errstate(divide="ignore", invalid="ignore"):
         radii = np.where(margins > 0, margins / found.pairs[prediction], 0.0)

@@ -14,18 +14,21 @@ from jaxtyping import Array, Float
 
 from lipzoo.certify.certificate import Certificate
 from lipzoo.certify.measured import ExactNorms
+from lipzoo.certify.run import arithmetic_of
 from lipzoo.certify.tighten import STEPS
 from lipzoo.data import DataConfig, Split
 from lipzoo.evaluate.attack import Attacked, Strength, attack
 from lipzoo.evaluate.evaluation import Evaluation
 from lipzoo.evaluate.local import local_radius
 from lipzoo.evaluate.radii import Radii, as_input, pair_constants, radii_of
+from lipzoo.evaluate.rounding import Rounding
 from lipzoo.evaluate.tightness import Tightness, tightness
 from lipzoo.models import AbstractModule
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
 from lipzoo.system.progress import waiting
 from lipzoo.theory.bound import Bound
+from lipzoo.theory.functions import Format
 from lipzoo.theory.space import SpaceError
 from lipzoo.theory.steering import Steering
 from lipzoo.train.checkpoint import Loaded, load
@@ -58,8 +61,15 @@ class Effort:
     tighten: int = STEPS
 
 
-def evaluate(directory: str | Path, epsilons: Sequence[float] = EPSILONS, effort: Effort = Effort()) -> Evaluation:
+def evaluate(
+    directory: str | Path,
+    epsilons: Sequence[float] = EPSILONS,
+    effort: Effort = Effort(),
+    dtype: Format | None = None,
+) -> Evaluation:
     """Evaluates the newest checkpoint under `directory` on its test split.
+
+    Rounding is covered of a network that runs in `dtype`, by default that in which it was trained.
 
     !!! example
 
@@ -71,17 +81,20 @@ def evaluate(directory: str | Path, epsilons: Sequence[float] = EPSILONS, effort
     """
     loaded = load(directory)
     test, white = _test_split(loaded)
-    norms = ExactNorms()
+    norms, runs_in = ExactNorms(), arithmetic_of(loaded, dtype)
     try:
         with waiting("certifying", None) as wait:
-            certificate = Certificate.of(loaded.model, watch=wait.show, tighten=effort.tighten, norms=norms)
+            certificate = Certificate.of(
+                loaded.model, watch=wait.show, tighten=effort.tighten, norms=norms, arithmetic=runs_in
+            )
             pairs = pair_constants(loaded.model, effort.tighten, norms)
     except ValueError as error:
         raise UserError(f"the checkpoint {loaded.path} cannot be certified: {error}") from error
     with waiting("evaluating", len(test.label)) as wait:
-        radii = radii_of(loaded.model, test, white, pairs, wait.show)
+        rounding = Rounding(loaded.model, norms, runs_in)
+        radii = radii_of(loaded.model, test, white, pairs, wait.show, rounding)
     count = min(effort.images, len(test.label))
-    local = _local(loaded, test, white, radii, count, norms) if effort.local and count else None
+    local = _local(loaded, test, white, radii, count, norms, rounding) if effort.local and count else None
     found = None
     if effort.attack and count:
         found = _attack(loaded.model, test, white, epsilons, count, effort, loaded.recipe.training.temperature)
@@ -105,18 +118,25 @@ def _test_split(loaded: Loaded) -> tuple[Split, int]:
 
 
 def _local(
-    loaded: Loaded, test: Split, white: int, radii: Radii, count: int, norms: ExactNorms
+    loaded: Loaded, test: Split, white: int, radii: Radii, count: int, norms: ExactNorms, rounding: Rounding
 ) -> Float[np.ndarray, " first"]:
-    """The radii of the first images by bounds around each of them; the global ones where parts have no such bound."""
+    """The radii of the first images by bounds around each of them, of the network as it runs; the global ones where
+    parts have no such bound."""
     model = jax.tree.map(np.asarray, loaded.model)
-    steering, found = Steering(norms), radii.radius[:count].copy()
+    assert radii.running is not None
+    steering, found = Steering(norms), radii.running[:count].copy()
     with waiting("bounding around each", count) as wait:
         for index in range(count):
             wait.advance(1)
             image = as_input(test.input[index], white)
             if radii.correct[index]:
+                size = float(np.linalg.norm(image.astype(np.float64)))
+
+                def off(reach: float, size: float = size, root: float = math.sqrt(image.size)) -> float:
+                    return rounding.off((size + reach) / root * (1 + 2.0**-40))
+
                 try:
-                    found[index] = local_radius(model, image, int(radii.prediction[index]), found[index], steering)
+                    found[index] = local_radius(model, image, int(radii.prediction[index]), found[index], steering, off)
                 except SpaceError as error:
                     print(f"warning: global radii alone, since {error}", file=sys.stderr)
                     break

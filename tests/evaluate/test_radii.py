@@ -93,7 +93,7 @@ def test_batches_and_files_keep_the_order(getkey, tmp_path, monkeypatch):
     np.testing.assert_allclose(parts.radius, whole.radius, rtol=1e-5)
     whole.save(tmp_path / "radii.npz")
     with np.load(tmp_path / "radii.npz") as stored:
-        assert sorted(stored) == ["index", "label", "local_radius", "margin", "prediction", "radius"]
+        assert sorted(stored) == ["index", "label", "local_radius", "margin", "prediction", "radius", "running_radius"]
         np.testing.assert_array_equal(stored["radius"], whole.radius)
 
 
