@@ -51,6 +51,8 @@ SHORT = {
     "recipes.gpt145m": TOKENS,
     "recipes.ebc_ablation": TOY,
     "lipzoo.certify": "",
+    "lipzoo.certify.elementary": "--every 1048576",
+    "lipzoo.compare": "--examples 20",
     "lipzoo.evaluate": "--steps 2 --restarts 1 --boundary-steps 4",
     "lipzoo.cli": "",
     "lipzoo.sample": "--length 5",

@@ -17,7 +17,7 @@ FLOORS = (
     {"recipe"},
     {"train"},
     {"certify", "sweep", "sample", "activations", "import_npz", "testing"},
-    {"evaluate"},
+    {"evaluate", "compare"},
     {"cli", "experiments"},
     {"__init__"},  # what a notebook sees
 )

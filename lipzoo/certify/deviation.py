@@ -11,7 +11,7 @@ from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import Scalar
 from lipzoo.theory.precision import rounded
 from lipzoo.theory.runs import Arithmetic, Runs
-from lipzoo.theory.weight import Measure, Weight, map_weights, weights
+from lipzoo.theory.weight import Measure, Weight, bare, map_weights, weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,7 +22,8 @@ class Beside:
     A bound looks at weights as a whole, block by block, and head by head. Parts are known again by the memory that they
     lie in.
 
-    **Raises:** ValueError if the models are of different architectures.
+    **Raises:** ValueError if the models are of different architectures: they may differ in
+    weights, caps and shares alone.
     """
 
     first: AbstractModule
@@ -35,6 +36,8 @@ class Beside:
         shapes = [[(w.name, np.shape(w.array)) for w in weights(model)] for model in (self.first, self.second)]
         if shapes[0] != shapes[1]:
             raise ValueError(_different(*shapes))
+        if jax.tree.structure(bare(self.first)) != jax.tree.structure(bare(self.second)):
+            raise ValueError("two architectures: weights of the same shapes are computed with otherwise")
 
     def part(self, weight: Weight) -> np.ndarray:
         """What stands in the second model where this stands in the first."""
