@@ -51,6 +51,7 @@ SHORT = {
     "recipes.gpt145m": TOKENS,
     "recipes.ebc_ablation": TOY,
     "lipzoo.certify": "",
+    "benchmarks.deviation": "--examples 2",
     "lipzoo.certify.elementary": "--every 1048576",
     "lipzoo.compare": "--examples 20",
     "lipzoo.evaluate": "--steps 2 --restarts 1 --boundary-steps 4",
