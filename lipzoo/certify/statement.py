@@ -42,6 +42,8 @@ def _running(running: Running) -> str:
     total = "in float64" if running.arithmetic.total < 2.0**-24 else "in float32"
     if running.arithmetic.factor:
         total += f" of factors rounded to 2^{math.log2(running.arithmetic.factor):.0f}"
+    if tokens:  # Kernels that fuse attention sum up other things, in less.
+        total += ", a softmax in float32 that is not fused into attention"
     return RUNNING.format(
         format=running.arithmetic.name,
         deviation=round_digits(running.deviation, 3),

@@ -75,7 +75,7 @@ def _curves(evaluations: Sequence[Evaluation], names: Sequence[str]) -> dict[str
             drawn.append(
                 _survival("under attack" if one else "", np.asarray(e.attacked.distance), most, color + one, ":")
             )
-    title = "Accuracy: certified —, around each image - -, under attack ···"
+    title = "Accuracy: certified —, around each - -, attacked ···"
     told = {title: lines(drawn, title, "ε (ℓ₂, pixels in [0, 1])", "accuracy", limits=(0.0, top), right=most)}
     chances = [
         Line("" if one else name, [0.0, *e.epsilons], [_start(e), *e.attacked.probability.mean(0)], color, "-", "o")
