@@ -66,7 +66,7 @@ def numbers(measured: Measured, every: int = 1) -> Iterator[np.ndarray]:
 
 def error(measured: Measured, every: int = 1, watch: Callable[[], None] = lambda: None) -> float:
     """The largest error on these numbers, relative or absolute, beside what is lost below the smallest number."""
-    run, worst = jax.jit(measured.running), 0.0
+    run, worst = jax.jit(lambda x: measured.running(x)), 0.0  # Anew, whatever was compiled before under other flags.
     for x in numbers(measured, every):
         with np.errstate(all="ignore"):
             meant = measured.meant(x.astype(np.float64))
