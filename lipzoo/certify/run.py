@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from lipzoo.certify.certificate import Certificate
@@ -52,10 +53,18 @@ def _certificate(loaded: Loaded, console: Console | None, tighten: int, dtype: F
 
 
 def arithmetic_of(loaded: Loaded, dtype: Format | None) -> Arithmetic:
-    """A format, by default that in which a checkpoint's network was trained, and what this backend's functions do."""
+    """A format, by default that in which a checkpoint's network was trained, and what this backend's functions do.
+
+    What GPUs call float32 are products of factors in tf32, unless JAX was told otherwise.
+    """
     path = cache_dir() / "elementary.json"
+    default: Format = loaded.recipe.training.model_dtype
+    chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    precise = chosen in ("highest", "float32")
+    if default == "float32" and jax.default_backend() == "gpu" and not precise:
+        default = "tf32"
     try:
-        return arithmetic(dtype or loaded.recipe.training.model_dtype, path)
+        return arithmetic(dtype or default, path)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{path} holds no measurements of functions ({error}): delete it") from error
 

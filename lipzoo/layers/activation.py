@@ -171,9 +171,11 @@ class Tanh(AbstractElementwise):
         x, since z/cosh² z ≤ tanh z; then come tanh's own error, its rounding, and the product with the rounded c.
         """
         image = incoming.sized("Tanh").clip(self.limit)
-        return image.off(
-            lambda runs: runs.counted(lambda a: a.functions.tanh * image.radius + a.rounded(6, image.radius))
-        )
+
+        def error(a: Arithmetic) -> Scalar:
+            return a.functions.tanh * image.radius + a.rounded(6, image.radius) + 2 * a.smallest * (1 + self.limit)
+
+        return image.off(lambda runs: runs.counted(error))
 
     def values(self, x: Entries) -> Entries:
         return self.limit * np.tanh(x / self.limit)

@@ -89,12 +89,14 @@ def _heads_error(q: Side, k: Side, v: Side, scale: float, width: int, offset: tu
     sigma = scale * (q.size * k.error + q.error * k.size + q.error * k.error) + moved
     size = scale * q.running * k.running
     rounding = runs.counted(lambda a: _logits(a, width, size, added))
+    rounding = rounding + runs.counted(lambda a: a.smallest * scale * (q.running + k.running + 4))  # What vanishes.
     eta = runs.counted(lambda a: _weights(a, runs.tokens, size + rounding + added))
     most = 2 + runs.counted(lambda a: 2 * gamma(runs.tokens + 4, max(a.total, FLOAT32)) + 2 * a.unit)
     weights = np.minimum(2 * np.tanh(np.minimum((sigma + rounding) / 2, 40.0)) + eta, most)
     summed = runs.counted(lambda a: a.summed(runs.tokens))
     error = v.error + weights * v.running + summed * (1 + weights) * v.running
-    return error + runs.rounded(1, (1 + weights) * v.running + error)
+    vanished = runs.counted(lambda a: 2 * (runs.tokens + 1) * a.smallest)
+    return error + vanished + runs.rounded(1, (1 + weights) * v.running + error)
 
 
 def _logits(a: Arithmetic, width: int, size: Heads, added: float) -> Heads:

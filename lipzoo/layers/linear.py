@@ -81,7 +81,8 @@ class Scale(AbstractModule):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(|s|r, |s|L). The factor is rounded, and the product."""
         image = incoming.sized("Scale").scale(abs(self.factor))
-        return image.off(lambda runs: runs.rounded(2, image.radius))
+        vanished = abs(self.factor)  # Times what entries may lose.
+        return image.off(lambda runs: runs.rounded(2, image.radius) + runs.counted(lambda a: a.smallest * vanished))
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """s²S."""
@@ -108,15 +109,16 @@ class Affine(AbstractModule):
         if self.bias is not None:
             check_column(self.bias, self.gain.array.shape[0])
         _check_last(incoming, self.gain, "Affine")
-        image = incoming.scale(_largest(measure(self.gain)))
+        image = incoming.scale(largest(measure(self.gain)))
         if self.bias is not None:
             image = image.shift(measure(self.bias))
         return image.off(lambda runs: self._error(runs, incoming.radius, measure))
 
     def _error(self, runs: Runs, radius: Scalar, measure: Measure) -> Scalar:
-        error, size = (_largest(norms) * radius for norms in (runs.difference(self.gain), measure(self.gain)))
-        error = error + runs.rounded(1, size + error)
-        return error if self.bias is None else runs.plus(error, self.bias, size, measure)
+        error = gain_error(runs, self.gain, radius, measure)
+        return (
+            error if self.bias is None else runs.plus(error, self.bias, largest(measure(self.gain)) * radius, measure)
+        )
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """ΓSΓ with the diagonal matrix of γ."""
@@ -125,8 +127,15 @@ class Affine(AbstractModule):
         offset = None
         if self.bias is not None and incoming.around is not None:
             offset = np.tile(steering.array(self.bias)[:, 0], times)
-        norm = float(_largest(steering.measure(self.gain)))
+        norm = float(largest(steering.measure(self.gain)))
         return incoming.through(xp.diag(xp.tile(gain, times)), norm, offset)
+
+
+def gain_error(runs: Runs, gain: Weight, radius: Scalar, measure: Measure) -> Scalar:
+    """By how much γ ⊙ x is off, ‖x‖ ≤ r: max|γ̂ - γ|·r, and a rounding; entries of γ̂ and of x may vanish."""
+    moved, size = largest(runs.difference(gain)), largest(measure(gain))
+    vanished = runs.counted(lambda a: a.smallest * (radius + size + moved))
+    return moved * radius + runs.rounded(1, (size + moved) * radius) + vanished
 
 
 def _check_last(incoming: Bound, gain: Weight, who: str) -> None:
@@ -140,5 +149,5 @@ def _row(vector: Float[Array, " size"], like: Float[Array, "*batch size"]) -> Fl
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
-def _largest(values: Scalar) -> Scalar:
+def largest(values: Scalar) -> Scalar:
     return namespace(values).max(values)

@@ -118,7 +118,7 @@ def normalization_error(runs: Runs, size: int, epsilon: float, image: Scalar) ->
 
     The mean is a sum of n positive terms, each rounded, divided and added to: off by γₙ₊₄ of itself, and by what
     vanishes, at most 3t, against at least ε. The root halves that; the inverse root, its product with x (both in at
-    least float32), and the result are rounded.
+    least float32), and the result are rounded; entries of x may vanish, and are then divided by no less than √ε.
     """
 
     def error(a: Arithmetic) -> Scalar:
@@ -126,7 +126,7 @@ def normalization_error(runs: Runs, size: int, epsilon: float, image: Scalar) ->
         if not mean < 0.5:
             return math.inf
         relative = (1 + mean) * (1 + a.functions.rsqrt) * (1 + a.total) - 1  # 1/√(1-x) ≤ 1+x up to 1/2.
-        return relative * image + a.rounded(2, (1 + relative) * image)
+        return relative * image + a.rounded(2, (1 + relative) * image) + a.smallest / math.sqrt(epsilon)
 
     return runs.counted(error)
 

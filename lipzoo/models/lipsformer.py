@@ -16,7 +16,7 @@ from lipzoo.layers.attention import Attention
 from lipzoo.layers.base import AbstractModule, check_axes
 from lipzoo.layers.compose import AbstractResidual, PerToken, Sequential
 from lipzoo.layers.init import BELOW_CAP, Init, fresh
-from lipzoo.layers.linear import Affine, Linear
+from lipzoo.layers.linear import Affine, Linear, gain_error
 from lipzoo.layers.normalization import Center
 from lipzoo.theory.balls import Balls
 from lipzoo.theory.bound import Bound, weighted_sum
@@ -44,9 +44,7 @@ class WeightedResidual(AbstractResidual):
         strengths = measure(self.strength)
         image = self.branch.bound(incoming, measure)
         branch = image.scale(namespace(strengths).max(strengths))
-        branch = branch.off(
-            lambda runs: np.max(runs.difference(self.strength)) * image.radius + runs.rounded(1, branch.radius)
-        )
+        branch = branch.off(lambda runs: gain_error(runs, self.strength, image.radius, measure))
         return weighted_sum((1.0, 1.0), (incoming, branch))
 
     def near(self, incoming: Balls, measure: Measure) -> Balls:
