@@ -1,6 +1,7 @@
 """How far what runs can be from what is certified: by rounding, by other weights, or both."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -36,6 +37,12 @@ class Beside:
         shapes = [[(w.name, np.shape(w.array)) for w in weights(model)] for model in (self.first, self.second)]
         if shapes[0] != shapes[1]:
             raise ValueError(_different(*shapes))
+        pairs = list(zip(weights(self.first), weights(self.second), strict=True))
+        for one, other in pairs:
+            if one.array.dtype != other.array.dtype:
+                raise ValueError(f"{one.name} holds {one.array.dtype}, and {other.array.dtype} in the other model")
+        if any(np.may_share_memory(a.array, b.array) for (a, _), (b, _) in itertools.combinations(pairs, 2)):
+            object.__setattr__(self, "first", jax.tree.map(np.array, self.first))  # Each weight in a place of its own.
         if jax.tree.structure(bare(self.first)) != jax.tree.structure(bare(self.second)):
             raise ValueError("two architectures: weights of the same shapes are computed with otherwise")
 
@@ -46,8 +53,7 @@ class Beside:
             whole = np.asarray(one.array)
             offset = place_of(weight)[0] - place_of(one)[0]
             if 0 <= offset < whole.nbytes:
-                beside = np.asarray(other.array).astype(whole.dtype)
-                return np.ndarray(array.shape, array.dtype, beside, offset, array.strides)
+                return np.ndarray(array.shape, array.dtype, np.asarray(other.array), offset, array.strides)
         raise ValueError(f"{weight.name} is no part of the model's weights")
 
     def difference(self, weight: Weight) -> Scalar:

@@ -78,7 +78,8 @@ class ReLU(AbstractElementwise):
         return jax.nn.relu(x)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        return incoming.sized("ReLU")
+        """The same. What runs may take small entries for 0."""
+        return incoming.sized("ReLU").off(lambda runs: runs.counted(lambda a: a.smallest))
 
     def values(self, x: Entries) -> Entries:
         return np.maximum(x, 0)
@@ -115,7 +116,8 @@ class GELU(AbstractElementwise):
 
         def error(a: Arithmetic) -> Scalar:
             function = a.functions.erfc if self.exact else a.functions.tanh
-            return function * image.radius + a.rounded(8, image.radius) + a.smallest * (1 + 8 * image.radius)
+            vanished = a.smallest * (1 + (2 + 8 * incoming.radius) / divisor)  # Before the division, and after it.
+            return function * image.radius + a.rounded(8, image.radius) + vanished + a.holds(divisor)
 
         return image.off(lambda runs: runs.counted(error))
 
@@ -173,7 +175,8 @@ class Tanh(AbstractElementwise):
         image = incoming.sized("Tanh").clip(self.limit)
 
         def error(a: Arithmetic) -> Scalar:
-            return a.functions.tanh * image.radius + a.rounded(6, image.radius) + 2 * a.smallest * (1 + self.limit)
+            vanished = 2 * a.smallest * (1 + self.limit) + a.holds(float(self.limit))
+            return a.functions.tanh * image.radius + a.rounded(6, image.radius) + vanished
 
         return image.off(lambda runs: runs.counted(error))
 

@@ -182,9 +182,9 @@ class Attention(AbstractModule):
         epsilons = self.qk_epsilon, self.qk_epsilon, self.v_epsilon
         v, error = attention_error(parts, epsilons, self.rotary, self.softmax_scale, self.bias, radius, runs, measure)
         joined, norm = np.sqrt(np.mean((v + error) ** 2)), float(measure(self.out))
-        through = exp_up(self._through(log_up(error), measure))
-        off, scale = through + runs.product(self.out, joined, measure), abs(self.output_scale)
-        return scale * off + runs.rounded(2, scale * (norm * joined + off))
+        scale = abs(self.output_scale)
+        off = exp_up(self._through(log_up(error), measure)) + runs.product(self.out, joined, measure)
+        return scale * off + runs.rounded(2, scale * (norm * joined + off)) + runs.held(scale)
 
     def near(self, incoming: Balls, measure: Measure) -> Balls:
         """Around one sequence, whose scores and weights are known (see `lipzoo.layers.near_attention`)."""

@@ -16,6 +16,8 @@ from lipzoo.theory.weight import Measure, Weight
 Heads = Float[np.ndarray, " heads"]
 FLOAT32 = 2.0**-24
 """u of float32."""
+LARGEST_LOGIT = 2.0**120
+"""Logits below this do not overflow, nor do the sums that they come from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +90,18 @@ def _heads_error(q: Side, k: Side, v: Side, scale: float, width: int, offset: tu
     added, moved = offset
     sigma = scale * (q.size * k.error + q.error * k.size + q.error * k.error) + moved
     size = scale * q.running * k.running
-    rounding = runs.counted(lambda a: _logits(a, width, size, added))
+    largest = np.maximum(scale, 1.0) * width * q.running * k.running + added + moved
+    known = (largest < LARGEST_LOGIT) & np.isfinite(q.error + k.error + v.error)
+    rounding = runs.counted(lambda a: _logits(a, width, size, added + moved))
     rounding = rounding + runs.counted(lambda a: a.smallest * scale * (q.running + k.running + 4))  # What vanishes.
-    eta = runs.counted(lambda a: _weights(a, runs.tokens, size + rounding + added))
+    eta = runs.counted(lambda a: _weights(a, runs.tokens, size + rounding + added + moved))
     most = 2 + runs.counted(lambda a: 2 * gamma(runs.tokens + 4, max(a.total, FLOAT32)) + 2 * a.unit)
     weights = np.minimum(2 * np.tanh(np.minimum((sigma + rounding) / 2, 40.0)) + eta, most)
     summed = runs.counted(lambda a: a.summed(runs.tokens))
     error = v.error + weights * v.running + summed * (1 + weights) * v.running
     vanished = runs.counted(lambda a: 2 * (runs.tokens + 1) * a.smallest)
-    return error + vanished + runs.rounded(1, (1 + weights) * v.running + error)
+    error = error + vanished + runs.rounded(1, (1 + weights) * v.running + error)
+    return error + runs.counted(lambda a: np.where(known, 0.0, math.inf) + (a.holds(scale / width) if scale else 0.0))
 
 
 def _logits(a: Arithmetic, width: int, size: Heads, added: float) -> Heads:

@@ -33,7 +33,7 @@ class Embedding(AbstractModule):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(max row norm, 1): the certified function begins at the embedded tokens, which are its domain.
 
-        Rows that run may be others.
+        Rows that run may be others; embedded tokens that are no rows are rounded as any input is.
         """
         check_axes(self.table, "an embedding", "(count, size, 1)")
         count, size, _ = self.table.array.shape
@@ -42,5 +42,7 @@ class Embedding(AbstractModule):
         rows = measure(self.table)
         radius, tokens = namespace(rows).max(rows), Tokens(size)
         start = dataclasses.replace(Bound.start(tokens, radius), runs=incoming.runs)
-        start = start.off(lambda runs: np.max(runs.difference(self.table)))
+        start = start.off(
+            lambda runs: np.maximum(np.max(runs.difference(self.table)), runs.counted(lambda a: a.entered(radius)))
+        )
         return dataclasses.replace(start, domain=Domain(tokens, radius, embedded=True))

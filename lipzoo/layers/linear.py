@@ -8,7 +8,7 @@ from lipzoo.layers.base import AbstractModule, check_axes, check_column, check_s
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Ellipsoid
 from lipzoo.theory.numbers import Scalar, namespace
-from lipzoo.theory.runs import Runs
+from lipzoo.theory.runs import Arithmetic, Runs
 from lipzoo.theory.space import Space, SpaceError, Vector, entries
 from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure, Weight
@@ -81,8 +81,12 @@ class Scale(AbstractModule):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(|s|r, |s|L). The factor is rounded, and the product."""
         image = incoming.sized("Scale").scale(abs(self.factor))
-        vanished = abs(self.factor)  # Times what entries may lose.
-        return image.off(lambda runs: runs.rounded(2, image.radius) + runs.counted(lambda a: a.smallest * vanished))
+        factor = abs(float(self.factor))
+
+        def error(a: Arithmetic) -> Scalar:  # Entries may vanish, and are then multiplied.
+            return a.rounded(2, image.radius) + a.smallest * factor + (a.holds(factor) if factor else 0.0)
+
+        return image.off(lambda runs: runs.counted(error))
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """s²S."""

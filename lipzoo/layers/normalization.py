@@ -102,7 +102,8 @@ class Center(AbstractModule):
         image, size = incoming.sized("Center").scale(abs(self.factor)), entries(incoming.space)
 
         def error(a: Arithmetic) -> Scalar:
-            return abs(self.factor) * (gamma(size + 2, a.total) * incoming.radius + a.rounded(7, incoming.radius))
+            off = gamma(size + 2, a.total) * incoming.radius + a.rounded(7, incoming.radius)
+            return abs(self.factor) * off + 2 * a.smallest + (a.holds(float(self.factor)) if self.factor else 0.0)
 
         return image.off(lambda runs: runs.counted(error))
 

@@ -39,7 +39,7 @@ class GroupSort(AbstractModule):
         size = incoming.vector("GroupSort", flat=True).space.size  # pyright: ignore[reportAttributeAccessIssue]
         if size % self.group:
             raise SpaceError(f"groups of {self.group} do not divide {incoming.space}")
-        return incoming
+        return incoming.off(lambda runs: runs.counted(lambda a: 2 * a.smallest))  # Small entries may be taken for 0.
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """Pairs: (min, max) = ((a + b) ∓ |b - a|)/2, an absolute value between two fixed matrices.

@@ -70,7 +70,7 @@ class Bound(eqx.Module):
         radius = radius if isinstance(radius, jax.Array) else np.float64(radius)
         log_radius = log_up(radius)
         start = Bound(log_radius, namespace(radius).zeros_like(log_radius)[()], space, Domain(space, radius), runs=runs)
-        return start.off(lambda runs: runs.counted(lambda a: a.entry * radius))
+        return start.off(lambda runs: runs.counted(lambda a: a.entered(radius)))
 
     @property
     def radius(self) -> Scalar:
@@ -111,18 +111,27 @@ class Bound(eqx.Module):
             self,
             log_radius=log_times(log_size, self.log_radius),
             log_lipschitz=log_times(log_gain, self.log_lipschitz),
-            log_deviation=self.log_deviation if self.runs is None else log_times(log_gain, self.log_deviation),
+            log_deviation=self._moved(log_gain),
         )
+
+    def _moved(self, log_gain: Scalar) -> Scalar:
+        """The deviation times a gain; what may have overflowed is no number, and times 0 it is none either."""
+        if self.runs is None or self.log_deviation == math.inf:
+            return self.log_deviation
+        return log_times(log_gain, self.log_deviation)
 
     def off(self, error: Callable[[Runs], Scalar]) -> "Bound":
         """The bound of what runs, where that is off by `error` at the same input: (r + δ, L, e + δ).
 
-        And e ≤ 2r, since both are no larger than r; unless what is computed may overflow.
+        And e ≤ 2r, since both are no larger than r; unless what is computed may overflow, after which nothing is known.
         """
         if self.runs is None or isinstance(self.space, Symbols):
             return self
         size = self.space.size
-        delta = log_up(sure(error(self.runs) + self.runs.overflow(self.radius, size)))
+        with np.errstate(invalid="ignore", over="ignore"):  # What is no number there is ∞ here.
+            delta = log_up(sure(error(self.runs) + self.runs.overflow(self.radius, size)))
+        if math.inf in (delta, self.log_deviation):
+            return dataclasses.replace(self, log_radius=np.float64(math.inf), log_deviation=np.float64(math.inf))
         radius = log_sum([self.log_radius, delta]) if delta > -math.inf else self.log_radius
         deviation = log_sum([self.log_deviation, delta]) if delta > -math.inf else self.log_deviation
         return dataclasses.replace(self, log_radius=radius, log_deviation=min(deviation, log_up(2.0) + radius))

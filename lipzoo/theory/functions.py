@@ -18,12 +18,13 @@ Format = Literal["float32", "bfloat16", "tf32", "float8_e4m3fn", "float64"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 UNITS: dict[Format, tuple[float, float, float, float]] = {
     "float32": (2.0**-24, 0.0, 2.0**-24, 0.0),
-    "tf32": (2.0**-24, 2.0**-11, 2.0**-24, 0.0),
-    "bfloat16": (2.0**-8, 0.0, 2.0**-24, 2.0**-8),
-    "float8_e4m3fn": (2.0**-8, 0.0, 2.0**-24, 2.0**-8),  # Weights alone are held in float8.
+    "tf32": (2.0**-24, 2.0**-10, 2.0**-23, 0.0),
+    "bfloat16": (2.0**-8, 0.0, 2.0**-23, 2.0**-8),
+    "float8_e4m3fn": (2.0**-8, 0.0, 2.0**-23, 2.0**-8),  # Weights alone are held in float8.
     "float64": (2.0**-53, 0.0, 2.0**-53, 0.0),
 }
-"""Unit roundoffs of what is stored, of factors of products, of sums, and of the input."""
+"""Unit roundoffs of what is stored, of factors of products, of sums, and of the input. Tensor cores may cut off what
+they do not hold, of factors in tf32 and of sums, instead of rounding it, which errs by twice as much."""
 
 
 def backend() -> str:

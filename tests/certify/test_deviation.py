@@ -13,6 +13,7 @@ from lipzoo.certify.measured import ExactNorms
 from lipzoo.layers.activation import GELU, Identity, ReLU, SquaredReLU, Tanh
 from lipzoo.layers.attention import Attention
 from lipzoo.layers.compose import ConvexResidual, PerToken, Residual, Sequential
+from lipzoo.layers.embedding import Embedding
 from lipzoo.layers.linear import Affine, Flatten, Linear, Scale
 from lipzoo.layers.normalization import Center, RMSNorm, layer_norm
 from lipzoo.layers.sorting import GroupSort
@@ -21,7 +22,7 @@ from lipzoo.models.lipsformer import WeightedResidual
 from lipzoo.theory.bound import Bound, weighted_sum
 from lipzoo.theory.distances import absolute_norm, product_norm
 from lipzoo.theory.functions import arithmetic
-from lipzoo.theory.geometry import COLUMN, ENTRIES, OFFSETS
+from lipzoo.theory.geometry import COLUMN, ENTRIES, OFFSETS, ROWS
 from lipzoo.theory.runs import Runs
 from lipzoo.theory.space import Symbols, Tokens, Vector
 from lipzoo.theory.weight import Weight, exact_norm, map_weights
@@ -306,3 +307,68 @@ def test_norms_are_those_of_the_model_itself():
     expected = svd_norm(difference)
     assert expected <= beside.difference(beside.first.weight) <= expected * (1 + 1e-6)
     assert norms(beside.first.weight) > 0
+
+
+def plain(matrix, name="w"):
+    return Linear(Weight(jnp.asarray(matrix, jnp.float32), name))
+
+
+def keys(gain, scale=1.0):
+    eye = np.eye(4, dtype=np.float32)
+    matrices = [Weight(jnp.asarray(m[None]), n) for m, n in ((gain * eye, "q"), (gain * eye, "k"), (eye, "v"))]
+    return Attention(*matrices, Weight(jnp.asarray(eye), "out"), 1, scale, 1.0)
+
+
+BIG = np.array([[3e38, -3e38], [3e38, -3e38]])
+OVERFLOWING = {
+    "scores": (keys(np.float32(1e20)), Tokens(4), 1.0),
+    "scores by their scale": (keys(np.float32(2.0**55), 2.0**30), Tokens(4), 1.0),
+    "a scale": (keys(np.float32(1e-30), 1e40), Tokens(4), 1.0),
+    "before a normalization": (Sequential([plain(BIG), RMSNorm()]), Vector((2,)), 10.0),
+    "squares": (Sequential([SquaredReLU(2), SquaredReLU(2), RMSNorm()]), Vector((2,)), 1e17),
+    "a branch of weight 0": (ConvexResidual(plain(BIG), 0.0), Vector((2,)), 10.0),
+    "times 0": (Sequential([Scale(1e30), Scale(1e30), Scale(0.0)]), Vector((2,)), 1.0),
+    "a factor": (Scale(1e39), Vector((2,)), 1e-30),
+    "a centre's factor": (Center(1e39), Vector((2,)), 1e-30),
+    "a small limit": (Tanh(1e-40), Vector((2,)), 2.0**40),
+    "a limit": (Tanh(1e39), Vector((2,)), 2.0**40),
+    "a limit without an inverse": (Tanh(2.5e38), Vector((2,)), 2.0**40),
+    "a small divisor": (GELU(1e-40), Vector((2,)), 1e-30),
+    "a divisor without an inverse": (GELU(2.5e38), Vector((2,)), 2.0**58),
+}
+
+
+@pytest.mark.parametrize("name", OVERFLOWING)
+def test_of_what_may_overflow_nothing_is_proved_whatever_comes_after(name):
+    """In each of these what runs is infinite, no number, or 0 where it should not be."""
+    model, space, radius = OVERFLOWING[name]
+    assert proved(model, model, space, radius, "float32").deviation == math.inf
+
+
+@pytest.mark.parametrize(
+    "model",
+    [GELU(0.01), GELU(1e-20), GELU(0.01, exact=True), Center(1e-3), Center(0.05), ReLU(), GroupSort(), GroupSort(3)],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [1e-36, 1e-37, 1e-38, 1e-39, 1e-44])
+def test_what_vanishes_is_counted(model, size):
+    x = jnp.asarray(size * np.array([[1, -1, 0.1, 5, -3, 1], [1, 1, -1, -1, 1, -1], [1, 1, 1, 1, 1, 1]]), jnp.float32)
+    off = np.sqrt(((running(model, x, "float32") - exactly(model, x)) ** 2).mean(-1)).max()
+    assert off <= proved(model, model, Vector((6,)), sizes(x) + 1e-45, "float32").deviation
+
+
+def test_formats_that_differ_are_refused_and_weights_in_one_place_told_apart():
+    first = Sequential([plain(np.eye(2), "a"), plain(np.eye(2), "b")])
+    shared = dataclasses.replace(first.layers[1].weight, array=first.layers[0].weight.array)
+    first = Sequential([first.layers[0], Linear(shared)])
+    second = Sequential([plain(np.eye(2), "a"), plain(2 * np.eye(2), "b")])
+    assert proved(first, second, Vector((2,)), 1.0, None).deviation >= 1
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), first)
+    with pytest.raises(ValueError, match="holds bfloat16, and float32 in the other"):
+        Beside(half, second)
+
+
+def test_embedded_tokens_that_are_no_rows_are_rounded():
+    table = Weight(jnp.ones((3, 4, 1), jnp.float32), "table", ROWS)
+    bound = proved(Embedding(table), Embedding(table), Symbols(3), 1.0, "bfloat16")
+    assert bound.deviation >= 2.0**-8
