@@ -3,8 +3,8 @@
 python -m benchmarks.deviation RUN [RUN …]        # of checkpoints, in every format
 python -m benchmarks.deviation --large            # of a fresh GPT of 145M parameters as recipes.gpt145m trains it
 
-Found is the largest distance to the same network in float64 on random and on test inputs (a softmax stays in float32
-there). The last columns are the time of a certificate, and what its arithmetic adds to that, as a ratio.
+Found is the largest distance to the same network in float64 on random inputs (a softmax stays in float32 there). The
+last columns are the time of a certificate, and that of one with its arithmetic, as a ratio.
 """
 
 import dataclasses

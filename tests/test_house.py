@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ def imported(path):
 
 def floor(name):
     return next(level for level, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def test_what_is_no_python_is_packaged():
+    """An editable installation finds it all the same."""
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["lipzoo"]
+    others = [path for path in (ROOT / "lipzoo").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert {str(path.relative_to(ROOT / "lipzoo")) for path in others} == set(packaged)
 
 
 def test_every_room_has_a_floor():

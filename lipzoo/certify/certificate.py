@@ -24,7 +24,7 @@ from lipzoo.report.tables import terminal_table
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import Scalar, format_power, round_digits
 from lipzoo.theory.runs import Arithmetic
-from lipzoo.theory.space import Space, SpaceError, Symbols, example_shape
+from lipzoo.theory.space import Space, SpaceError, Symbols, Vector, example_shape
 from lipzoo.theory.weight import Weight, cap_norm, check_names, weights
 
 SCHEMA = 1
@@ -84,7 +84,8 @@ class Certificate:
         many weights were measured, and of how many. Of networks of vectors an ellipsoid is taken through the layers
         too (`lipzoo.theory.ellipsoid`), and made smaller by up to `tighten` steps of a search; 60 of them gain most.
         Norms come from `norms`, and stay there for whoever needs them again. Of a network that runs in an `arithmetic`
-        (`lipzoo.theory.functions.arithmetic`) it is also said how far that can be from what is meant.
+        (`lipzoo.theory.functions.arithmetic`) it is also said how far that can be from what is meant, of sequences for
+        up to `window` tokens.
 
         **Raises:** TypeError if it is no model of this library; ValueError if a weight holds NaN or infinite entries,
         if two weights share a name, if there are none, if the radius is not positive and finite, or if a part of the
@@ -117,6 +118,8 @@ class Certificate:
         places = table_rows(model.matrices(), exact.measured)
         rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in places)
         published = published_bound(model, start, layerwise, exact, window)
+        if arithmetic is not None and not window and not isinstance(start.space, Vector):
+            raise ValueError("rounding depends on how many tokens a sequence has: give window, the most there are")
         runs = None if arithmetic is None else running(model, start, exact, arithmetic, window or 1)
         return Certificate(rows, a_priori, certified, layerwise, published, runs)
 

@@ -40,6 +40,8 @@ def _running(running: Running) -> str:
         return NOWHERE.format(format=running.arithmetic.name)
     tokens = f", up to {running.tokens} tokens" if isinstance(running.bound.space, Tokens) else ""
     total = "in float64" if running.arithmetic.total < 2.0**-24 else "in float32"
+    if running.arithmetic.total > 2.0**-24:
+        total += ", cut off or rounded,"
     if running.arithmetic.factor:
         total += f" of factors rounded to 2^{math.log2(running.arithmetic.factor):.0f}"
     if tokens:  # Kernels that fuse attention sum up other things, in less.

@@ -23,9 +23,10 @@ class Rounding:
     """A classifier of vectors in the arithmetic that it runs in. `norms` are those of its weights."""
 
     def __init__(self, model: AbstractModule, norms: Measure, runs_in: Arithmetic):
-        model = jax.tree.map(np.ascontiguousarray, model)
-        self.runs_in, self._norms = runs_in, norms
-        self._beside, self._same = Beside(model, stored(model, runs_in.name)), Beside(model, model)
+        model = jax.tree.map(np.asarray, model)
+        low = stored(model, runs_in.name)
+        self.runs_in, self._norms, self._same = runs_in, norms, Beside(model, model)
+        self._beside = self._same if low is model else Beside(model, low)
         self._off = functools.cache(self._pair_error)
 
     def off(self, size: float) -> float:

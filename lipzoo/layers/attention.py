@@ -184,7 +184,7 @@ class Attention(AbstractModule):
         joined, norm = np.sqrt(np.mean((v + error) ** 2)), float(measure(self.out))
         scale = abs(self.output_scale)
         off = exp_up(self._through(log_up(error), measure)) + runs.product(self.out, joined, measure)
-        return scale * off + runs.rounded(2, scale * (norm * joined + off)) + runs.held(scale)
+        return scale * off + runs.rounded(2, scale * (norm * joined + off)) + runs.counted(lambda a: a.holds(scale))
 
     def near(self, incoming: Balls, measure: Measure) -> Balls:
         """Around one sequence, whose scores and weights are known (see `lipzoo.layers.near_attention`)."""

@@ -48,7 +48,7 @@ def side(weight: Weight, radius: Scalar, epsilon: float | None, rotated: bool, r
         error = error + normalization_error(runs, width, epsilon, np.minimum(size + error, 1.0)) + overflow
     if rotated:
         turned = runs.counted(lambda a: 2 * (a.functions.angle + a.rounded(3, 1.0)))
-        error = error + turned * (size + error)
+        error = error + turned * (size + error) + runs.counted(lambda a: 6 * a.smallest)
     return Side(size, error + runs.overflow(size + error, width))
 
 
@@ -93,7 +93,7 @@ def _heads_error(q: Side, k: Side, v: Side, scale: float, width: int, offset: tu
     largest = np.maximum(scale, 1.0) * width * q.running * k.running + added + moved
     known = (largest < LARGEST_LOGIT) & np.isfinite(q.error + k.error + v.error)
     rounding = runs.counted(lambda a: _logits(a, width, size, added + moved))
-    rounding = rounding + runs.counted(lambda a: a.smallest * scale * (q.running + k.running + 4))  # What vanishes.
+    rounding = rounding + runs.counted(lambda a: 4 * a.smallest * scale * (q.running + k.running + 4))  # What vanishes.
     eta = runs.counted(lambda a: _weights(a, runs.tokens, size + rounding + added + moved))
     most = 2 + runs.counted(lambda a: 2 * gamma(runs.tokens + 4, max(a.total, FLOAT32)) + 2 * a.unit)
     weights = np.minimum(2 * np.tanh(np.minimum((sigma + rounding) / 2, 40.0)) + eta, most)
@@ -101,7 +101,7 @@ def _heads_error(q: Side, k: Side, v: Side, scale: float, width: int, offset: tu
     error = v.error + weights * v.running + summed * (1 + weights) * v.running
     vanished = runs.counted(lambda a: 2 * (runs.tokens + 1) * a.smallest)
     error = error + vanished + runs.rounded(1, (1 + weights) * v.running + error)
-    return error + runs.counted(lambda a: np.where(known, 0.0, math.inf) + (a.holds(scale / width) if scale else 0.0))
+    return error + runs.counted(lambda a: np.where(known, 0.0, math.inf) + a.holds(scale / width))
 
 
 def _logits(a: Arithmetic, width: int, size: Heads, added: float) -> Heads:

@@ -80,11 +80,11 @@ class Scale(AbstractModule):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(|s|r, |s|L). The factor is rounded, and the product."""
-        image = incoming.sized("Scale").scale(abs(self.factor))
         factor = abs(float(self.factor))
+        image = incoming.sized("Scale").scale(factor)
 
         def error(a: Arithmetic) -> Scalar:  # Entries may vanish, and are then multiplied.
-            return a.rounded(2, image.radius) + a.smallest * factor + (a.holds(factor) if factor else 0.0)
+            return a.rounded(2, image.radius) + a.smallest * factor + a.holds(factor)
 
         return image.off(lambda runs: runs.counted(error))
 
@@ -120,9 +120,8 @@ class Affine(AbstractModule):
 
     def _error(self, runs: Runs, radius: Scalar, measure: Measure) -> Scalar:
         error = gain_error(runs, self.gain, radius, measure)
-        return (
-            error if self.bias is None else runs.plus(error, self.bias, largest(measure(self.gain)) * radius, measure)
-        )
+        size = largest(measure(self.gain)) * radius
+        return error if self.bias is None else runs.plus(error, self.bias, size, measure)
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """ΓSΓ with the diagonal matrix of γ."""

@@ -103,7 +103,7 @@ class Center(AbstractModule):
 
         def error(a: Arithmetic) -> Scalar:
             off = gamma(size + 2, a.total) * incoming.radius + a.rounded(7, incoming.radius)
-            return abs(self.factor) * off + 2 * a.smallest + (a.holds(float(self.factor)) if self.factor else 0.0)
+            return abs(self.factor) * off + 2 * a.smallest + a.holds(float(self.factor))
 
         return image.off(lambda runs: runs.counted(error))
 
@@ -127,7 +127,8 @@ def normalization_error(runs: Runs, size: int, epsilon: float, image: Scalar) ->
         if not mean < 0.5:
             return math.inf
         relative = (1 + mean) * (1 + a.functions.rsqrt) * (1 + a.total) - 1  # 1/√(1-x) ≤ 1+x up to 1/2.
-        return relative * image + a.rounded(2, (1 + relative) * image) + a.smallest / math.sqrt(epsilon)
+        vanished = a.smallest / math.sqrt(epsilon)
+        return relative * image + a.rounded(2, (1 + relative) * image) + vanished + a.holds(epsilon)
 
     return runs.counted(error)
 

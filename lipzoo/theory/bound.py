@@ -134,7 +134,8 @@ class Bound(eqx.Module):
             return dataclasses.replace(self, log_radius=np.float64(math.inf), log_deviation=np.float64(math.inf))
         radius = log_sum([self.log_radius, delta]) if delta > -math.inf else self.log_radius
         deviation = log_sum([self.log_deviation, delta]) if delta > -math.inf else self.log_deviation
-        return dataclasses.replace(self, log_radius=radius, log_deviation=min(deviation, log_up(2.0) + radius))
+        deviation = min(deviation, log_times(log_up(2.0), radius))
+        return dataclasses.replace(self, log_radius=radius, log_deviation=deviation)
 
     def shift(self, norm: Scalar) -> "Bound":
         """The bound after adding a constant vector of RMS norm at most `norm`: (r + ‖b‖, L)."""

@@ -48,7 +48,7 @@ def functions(cache: Path | None = None) -> Functions:
         return Functions(*[UNKNOWN] * 5, source=f"assumed to be within 64 units, on {name}")
     off = {key: CONTRACTED * value for key, value in known[name].items()}
     angle = max(off["cos"], off["sin"])
-    source = f"measured on every float32 number, on {name}"
+    source = f"as measured on all float32 numbers that they can meet, counted twice, on {name}"
     return Functions(off["exp"], off["tanh"], off["rsqrt"], off["erfc"], angle, source)
 
 

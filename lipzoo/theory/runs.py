@@ -27,7 +27,6 @@ from lipzoo.theory.weight import Measure, Weight
 
 LARGEST = 2.0**60
 """Entries up to which the squares of vectors have a sum that float32 and bfloat16 can hold (2¹²⁸)."""
-
 SMALL = 2.0**-120
 """Factors from here to the inverse of this are no exceptions in float32 and bfloat16."""
 
@@ -72,9 +71,9 @@ class Arithmetic:
         """What rounding it does to an input of this size."""
         return self.entry * radius + (self.smallest if self.entry else 0.0)
 
-    def holds(self, *factors: float) -> float:
-        """0 where numbers, and their inverses, are such as float32 and bfloat16 have; else ∞."""
-        return 0.0 if all(SMALL <= abs(factor) <= 1 / SMALL for factor in factors) else math.inf
+    def holds(self, factor: float) -> float:
+        """0 where a number, and its inverse if it has one, are such as float32 and bfloat16 have; else ∞."""
+        return 0.0 if factor == 0 or SMALL <= abs(factor) <= 1 / SMALL else math.inf
 
     def rounded(self, operations: int, size: Scalar) -> Scalar:
         """What so many roundings, one after the other, do to a result of this size."""
@@ -118,10 +117,6 @@ class Runs:
     def rounded(self, operations: int, size: Scalar) -> Scalar:
         """What so many roundings, one after the other, do to a result of this size."""
         return self.counted(lambda a: a.rounded(operations, size))
-
-    def held(self, factor: float) -> Scalar:
-        """∞ where a factor, other than 0, or its inverse is none of the format's numbers, else 0."""
-        return self.counted(lambda a: a.holds(factor or 1.0))
 
     def product(self, weight: Weight, radius: Scalar, measure: Measure) -> Scalar:
         """By how much Ŵx as it is computed is off from Wx, ‖x‖ ≤ r: by ‖Ŵ - W‖r, and by what follows.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lipzoo.certify.certificate import Certificate
 from lipzoo.certify.deviation import Beside, stored
 from lipzoo.certify.measured import ExactNorms
 from lipzoo.layers.activation import GELU, Identity, ReLU, SquaredReLU, Tanh
@@ -334,6 +335,7 @@ OVERFLOWING = {
     "a limit": (Tanh(1e39), Vector((2,)), 2.0**40),
     "a limit without an inverse": (Tanh(2.5e38), Vector((2,)), 2.0**40),
     "a small divisor": (GELU(1e-40), Vector((2,)), 1e-30),
+    "an epsilon": (RMSNorm(1e39), Vector((2,)), 1.0),
     "a divisor without an inverse": (GELU(2.5e38), Vector((2,)), 2.0**58),
 }
 
@@ -372,3 +374,10 @@ def test_embedded_tokens_that_are_no_rows_are_rounded():
     table = Weight(jnp.ones((3, 4, 1), jnp.float32), "table", ROWS)
     bound = proved(Embedding(table), Embedding(table), Symbols(3), 1.0, "bfloat16")
     assert bound.deviation >= 2.0**-8
+
+
+def test_of_sequences_it_must_be_known_how_long_they_are():
+    gpt = GPT(11, GPTS["default"], key=jax.random.key(2))
+    with pytest.raises(ValueError, match="give window"):
+        Certificate.of(gpt, arithmetic=arithmetic("float32"))
+    assert Certificate.of(gpt, window=TIME, arithmetic=arithmetic("float32")).running.deviation < 1e-3

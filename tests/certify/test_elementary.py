@@ -2,9 +2,11 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
+import lipzoo
 from lipzoo.certify.elementary import FUNCTIONS, error, numbers
 from lipzoo.certify.run import arithmetic_of
 from lipzoo.system.errors import UserError
@@ -46,9 +48,17 @@ def test_an_unknown_backend_is_named_and_gets_a_wide_margin(monkeypatch, tmp_pat
 
 
 def test_damaged_measurements_are_named(digits_run, monkeypatch, tmp_path):
-    import lipzoo
-
     monkeypatch.setenv("LIPZOO_DATA_DIR", str(tmp_path))
     (tmp_path / "elementary.json").write_text("{")
     with pytest.raises(UserError, match=r"elementary\.json holds no measurements"):
         arithmetic_of(lipzoo.load(digits_run), "float32")
+
+
+def test_float32_on_a_gpu_is_tf32_unless_jax_was_told_otherwise(digits_run, monkeypatch):
+    loaded = lipzoo.load(digits_run)
+    assert arithmetic_of(loaded, None).name == "float32"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert arithmetic_of(loaded, None).name == "tf32"
+    assert arithmetic_of(loaded, "float32").name == "float32"
+    with jax.default_matmul_precision("highest"):
+        assert arithmetic_of(loaded, None).name == "float32"

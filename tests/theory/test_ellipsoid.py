@@ -154,7 +154,8 @@ def test_around_one_input_no_pair_goes_beyond(activation, reach):
         jacobians = np.asarray(jax.vmap(jax.jacobian(wide))(jnp.asarray(x)))
         there = np.asarray(wide(jnp.asarray(middle)))
     assert np.linalg.norm(end.around.center - there) <= end.around.blur + 1e-14
-    assert end.around.blur < 1e-10
+    steep = isinstance(activation, RMSNorm) and activation.epsilon < 0.1  # It multiplies by up to 1000.
+    assert end.around.blur < (1e-10 if steep else 1e-11)
     assert (np.linalg.norm(jacobians, 2, axis=(1, 2)) <= end.lipschitz * (1 + 1e-9)).all()
     low, high = end.interval()
     assert (images >= low - 1e-12).all()
