@@ -1,6 +1,7 @@
 """CIFAR-10 (Krizhevsky 2009) in its binary version: 60,000 colour images of 32×32 pixels in ten classes."""
 
 import math
+import shutil
 import tarfile
 import tempfile
 from pathlib import Path
@@ -34,9 +35,14 @@ def fetch(folder: Path) -> None:
     """Downloads and verifies the archive, and unpacks the six files that are needed, by name; all of them or none."""
     archive = download(URL, folder.with_name("cifar-10-binary.tar.gz"), SHA256)
     with tempfile.TemporaryDirectory(dir=folder.parent) as part, tarfile.open(archive) as tar:
-        for name in (*TRAIN_FILES, *TEST_FILES):
-            tar.extract(f"{FOLDER}/{name}", part, filter="data")
-        Path(part, FOLDER).replace(folder)
+        unpacked = Path(part, FOLDER)
+        unpacked.mkdir()
+        for name in (*TRAIN_FILES, *TEST_FILES):  # Contents alone: no name, link or mode of the archive is used.
+            source = tar.extractfile(f"{FOLDER}/{name}")
+            assert source is not None
+            with source, (unpacked / name).open("wb") as target:
+                shutil.copyfileobj(source, target)
+        unpacked.replace(folder)
     archive.unlink()
 
 
