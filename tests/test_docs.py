@@ -54,6 +54,7 @@ SHORT = {
     "benchmarks.deviation": "--examples 2",
     "lipzoo.certify.elementary": "--every 1048576",
     "lipzoo.compare": "--examples 20",
+    "lipzoo.quantize": "--examples 20",
     "lipzoo.evaluate": "--steps 2 --restarts 1 --boundary-steps 4",
     "lipzoo.cli": "",
     "lipzoo.sample": "--length 5",

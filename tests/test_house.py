@@ -19,7 +19,7 @@ FLOORS = (
     {"train"},
     {"certify", "sweep", "sample", "activations", "import_npz", "testing"},
     {"evaluate", "compare"},
-    {"cli", "experiments"},
+    {"cli", "experiments", "quantize"},
     {"__init__"},  # what a notebook sees
 )
 """Rooms, from the ground up. Each imports from floors below its own, and from itself."""

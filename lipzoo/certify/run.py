@@ -76,6 +76,7 @@ def to_json(certificate: Certificate, loaded: Loaded) -> dict[str, object]:
         "checkpoint": str(loaded.path.absolute()),
         "step": loaded.step,
         "weights_sha256": loaded.sha256,
+        "weights_stored": loaded.stored,
         "recipe": loaded.recipe.to_json(),
     }
     return about | certificate.to_json()

@@ -14,6 +14,7 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "certify": ("lipzoo.certify", "certify the stored weights of a checkpoint"),
     "evaluate": ("lipzoo.evaluate", "clean, certified and attacked accuracy of classifiers"),
     "compare": ("lipzoo.compare", "prove how far two checkpoints can be from each other"),
+    "quantize": ("lipzoo.quantize", "store weights in fewer bits, with a proof of what that changes"),
     "sample": ("lipzoo.sample", "generate text with a trained transformer"),
     "activations": ("lipzoo.activations", "measure the activations of a transformer"),
     "import-npz": ("lipzoo.import_npz", "import a published checkpoint"),

@@ -23,11 +23,13 @@ class Geometry:
     - `layer_axes`: the axes of one layer; an axis before them is that of a stack.
     - `single`: whether a matrix has one singular value, its norm, so that all a constraint can do is to divide.
     - `bounded`: whether it stands in bounds at all, and can have a cap.
+    - `row_axis`: the axis along which the entries of one row lie; None where each row is one entry.
     """
 
     layer_axes: ClassVar[int] = 2
     single: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
+    row_axis: ClassVar[int | None] = -1
 
     def rms_factor(self, shape: Sequence[int]) -> float:
         """√(in/out): a spectral norm times this is a norm."""
@@ -74,6 +76,7 @@ class Column(Geometry):
     """A bias: a matrix of one column, whose norm is its RMS norm."""
 
     single = True
+    row_axis = None
 
 
 class Rows(Geometry):
@@ -81,6 +84,7 @@ class Rows(Geometry):
 
     layer_axes = 3
     single = True
+    row_axis = -2
 
     def steepest(
         self, gradient: Float[Array, "*batch out in"], sign: Map, inflation: float
@@ -98,12 +102,14 @@ class Entries(Geometry):
 
     layer_axes = 3
     single = True
+    row_axis = None
 
 
 class Offsets(Geometry):
     """What is added to attention logits whatever the input: in no bound, and never constrained."""
 
     bounded = False
+    row_axis = None
 
     def distance(self, difference: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
         """The largest entries: by so much logits can differ."""

@@ -30,6 +30,7 @@ from lipzoo.system.errors import UserError
 from lipzoo.system.files import plain
 from lipzoo.train.arrays import check_arrays, read_arrays, weight_arrays, with_arrays
 from lipzoo.train.contents import about, items, rest_arrays, shapes_of, storable, validation_loss, with_rest
+from lipzoo.train.digests import Arrays
 from lipzoo.train.load import Loaded as Loaded
 from lipzoo.train.load import load as load
 from lipzoo.train.reading import (
@@ -212,9 +213,14 @@ class Checkpoints:
 
 def save_model(run: Path, step: int, model: AbstractModule, recipe: Recipe) -> Path:
     """Writes a checkpoint of weights alone: tools can load it, but no run can go on from it."""
+    return save_weights(run, step, weight_arrays(model), recipe)
+
+
+def save_weights(run: Path, step: int, arrays: Arrays, recipe: Recipe, stored: str | None = None) -> Path:
+    """As `save_model`, from arrays that may be packed in the format `stored` (`lipzoo.train.packed`)."""
     path = run.absolute() / "checkpoints" / str(step)
     path.parent.mkdir(parents=True, exist_ok=True)
-    contents = items({"model": storable(weight_arrays(model))}, {"recipe": about(step, recipe, {})})
+    contents = items({"model": storable(arrays)}, {"recipe": about(step, recipe, {}, stored)})
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(plain(path.parent) / str(step), args=ocp.args.Composite(**contents))

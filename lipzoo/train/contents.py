@@ -52,8 +52,10 @@ def check_step(path: Path) -> None:
         check_arrays(path, item, shapes_of(like))
 
 
-def about(step: int, recipe: Recipe, metrics: Mapping[str, float]) -> dict[str, Any]:
-    return {"lipzoo": VERSION, "step": step, "metrics": dict(metrics), "recipe": recipe.to_json()}
+def about(step: int, recipe: Recipe, metrics: Mapping[str, float], stored: str | None = None) -> dict[str, Any]:
+    """What is noted of a checkpoint; `stored` is the format of its weights, if that is not float32."""
+    value = {"lipzoo": VERSION, "step": step, "metrics": dict(metrics), "recipe": recipe.to_json()}
+    return value if stored is None else value | {"stored": stored}
 
 
 def items(arrays: Mapping[str, Arrays], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from lipzoo.data import DataConfig
 from lipzoo.models import AbstractModule
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
+from lipzoo.system.version import VERSION
 from lipzoo.theory.weight import weights
 from lipzoo.train.arrays import read_arrays, with_arrays
-from lipzoo.train.digests import digest
+from lipzoo.train.digests import Arrays, digest
+from lipzoo.train.packed import PACKINGS, packed_like, unpacked
 from lipzoo.train.reading import Damaged, check_files, find_steps, read_about, read_recipe, step_number
 
 TOGETHER = 4096
@@ -25,13 +27,14 @@ TOGETHER = 4096
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model restored from a checkpoint, with where it came from."""
+    """A model restored from a checkpoint, with where it came from. `stored` is the format of its weights there."""
 
     model: AbstractModule
     recipe: Recipe
     path: Path
     step: int
     sha256: str
+    stored: str = "float32"
 
     def predict(self, images: ArrayLike) -> Float[np.ndarray, "n classes"]:
         """The logits of images of the kind that the model was trained on, in float32.
@@ -79,12 +82,21 @@ def load(directory: str | Path, device: Sharding | None = None) -> Loaded:
 def _load(step: Path, device: Sharding) -> Loaded:
     check_files(step)
     recipe, number = read_recipe(step), _held_step(step)
-    abstract = recipe.abstract_model()
-    like = {w.name: jax.ShapeDtypeStruct(w.array.shape, w.array.dtype, sharding=device) for w in weights(abstract)}
-    arrays = read_arrays(step, "model", like)
+    abstract, stored = recipe.abstract_model(), read_about(step).get("stored", "float32")
+    arrays = _read_weights(step, abstract, stored, device)
     if step_number(step) not in (None, number):
         print(f"warning: {step} holds step {number}", file=sys.stderr)
-    return Loaded(with_arrays(abstract, arrays), recipe, step, number, digest(arrays))
+    return Loaded(with_arrays(abstract, arrays), recipe, step, number, digest(arrays), stored)
+
+
+def _read_weights(step: Path, model: AbstractModule, stored: str, device: Sharding) -> Arrays:
+    """The arrays of a model's weights, in whatever format they are stored."""
+    if stored == "float32":
+        like = {w.name: jax.ShapeDtypeStruct(w.array.shape, w.array.dtype, sharding=device) for w in weights(model)}
+        return read_arrays(step, "model", like)
+    if stored not in PACKINGS:
+        raise UserError(f"the weights of {step} are stored as {stored}, which lipzoo {VERSION} does not know")
+    return unpacked(model, read_arrays(step, "model", packed_like(model, PACKINGS[stored], device)), device)
 
 
 def _held_step(step: Path) -> int:
