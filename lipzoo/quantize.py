@@ -27,6 +27,7 @@ from lipzoo.system.streams import make_console
 from lipzoo.system.terminal import guarded, program
 from lipzoo.theory.weight import Weight, weights
 from lipzoo.train.checkpoint import load, save_weights
+from lipzoo.train.contents import note_recipe
 from lipzoo.train.digests import Arrays
 from lipzoo.train.evaluate import make_evaluate
 from lipzoo.train.packed import PACKINGS, SCALE, Packing, decode, row_axis
@@ -155,7 +156,7 @@ def quantize(run: Path, out: Path, kind: FormatName, examples: int, watch: Wait)
     evaluate = make_evaluate(loaded.recipe, make_mesh(), loaded.recipe.data.load(loaded.recipe.training.seed))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "recipe.json", json.dumps(loaded.recipe.to_json(), indent=2) + "\n")
+        note_recipe(out, loaded.recipe)
     except OSError as error:
         raise UserError(f"cannot write to {out} ({error.strerror}): choose another directory") from error
     arrays = pack(loaded.model, PACKINGS[kind], watch)

@@ -12,6 +12,8 @@ from lipzoo.report.plots import plot_run
 from lipzoo.theory.numbers import format_power
 from lipzoo.theory.weight import weights
 from lipzoo.train import run as runs
+from lipzoo.train.checkpoint import load, save_model
+from lipzoo.train.contents import note_recipe
 
 
 def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
@@ -30,3 +32,17 @@ def finish(recipe: Recipe, run: Path, console: Console) -> None:
     console.print(f"wrote {path} and {picture}", soft_wrap=True)
     if recipe.ebc.enable:
         plot_ebc(run, recipe.name)
+    if recipe.training.ema:
+        _finish_average(recipe, run, console)
+
+
+def _finish_average(recipe: Recipe, run: Path, console: Console) -> None:
+    """Writes the mean of the weights as a run of its own, which every tool takes, and certifies it."""
+    average, folder = load(run, item="average"), run / "ema"
+    if not (folder / "checkpoints" / str(average.step)).exists():
+        folder.mkdir(exist_ok=True)
+        note_recipe(folder, recipe)
+        save_model(folder, average.step, average.model, recipe)
+    certificate, _, path = certify(folder, console)
+    bound = format_power(certificate.certified.log10_lipschitz)
+    console.print(f"the mean of the weights: certified Lipschitz bound {bound}; wrote {path}", soft_wrap=True)

@@ -5,7 +5,6 @@ settings, and `weights_checkpoint_0`, `weights_checkpoint_1`, …, dictionaries 
 can run any code, so it is done here by a reader that admits nothing but plain containers, numbers, strings and arrays.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +24,9 @@ from lipzoo.recipe.constraint import ConstraintConfig
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.recipe.training import TrainingConfig
 from lipzoo.system.errors import UserError
-from lipzoo.system.files import write_text
 from lipzoo.theory.weight import map_weights, weights
 from lipzoo.train.checkpoint import save_model
+from lipzoo.train.contents import note_recipe
 
 CONSTRAINT_NAMES: Mapping[str, ConstraintName] = {
     "none": "none",
@@ -119,7 +118,7 @@ def import_npz(file: Path, run: Path, alphabet: str = "") -> list[Path]:
     if (run / "recipe.json").exists() or (run / "checkpoints").exists():
         raise UserError(f"{run} already holds a run: choose another directory")
     run.mkdir(parents=True, exist_ok=True)
-    write_text(run / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
+    note_recipe(run, recipe)
     return [save_model(run, index, model, recipe) for index, model in enumerate(models)]
 
 

@@ -29,6 +29,9 @@ class TrainingConfig:
     model_dtype: Precision = "float32"
     """Precision of forward and backward; weights and optimizer stay in float32. For float8_e4m3fn weights are rounded
     to it, each matrix scaled by a power of two, and computed with in bfloat16."""
+    ema: Annotated[float, Range(0, 0.99999)] = 0.0
+    """Keep a mean of the weights, too, in which each step counts this much of the next; 0 for none. It is validated,
+    and in the end lies in ema/ in the run, certified."""
     seed: Seed = 0
     """Seed of the first weights, the batches and random labels."""
     mesh: str = "1"

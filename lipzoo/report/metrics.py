@@ -18,6 +18,8 @@ from lipzoo.system.errors import UserError
 from lipzoo.system.files import check_regular, parse_json, write_text
 from lipzoo.system.progress import TimeColumn, Wait, part_of
 
+WHERE = {"val": "validation", "ema_val": "  of the mean of the weights:"}
+"""What is said of the names of validations; others are those of parts of the test split."""
 LONGEST_LINE = 1 << 20
 """Characters of a line of metrics.jsonl that are read at once."""
 
@@ -106,7 +108,7 @@ class Reporter:
         self.flush()
         self._emit({"step": step, **values})
         for name in (key.removesuffix("_loss") for key in values if key.endswith("_loss")):
-            where = "validation" if name == "val" else f"  on the {name.replace('_', ' ')}:"
+            where = WHERE.get(name, f"  on the {name.replace('_', ' ')}:")
             loss, accuracy = values[f"{name}_loss"], values[f"{name}_accuracy"]
             self._console.print(f"step {step}: {where} loss {loss:.4f}, accuracy {accuracy:.2%}{_proved(name, values)}")
         self._clock = time.perf_counter()

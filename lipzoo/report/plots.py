@@ -40,7 +40,9 @@ def plot_run(run: Path, caps: Mapping[str, float], title: str) -> Path:
 
 def _curves(axes: Axes, name: str, train: list[Record], validation: list[Record]) -> None:
     axes.set_title(name)
-    for records, key, style, label in ((train, name, "-", "training"), (validation, f"val_{name}", "o-", "test split")):
+    told_of = (train, name, "-", "training"), (validation, f"val_{name}", "o-", "test split")
+    averaged = any(f"ema_val_{name}" in record for record in validation)
+    for records, key, style, label in (*told_of, *[(validation, f"ema_val_{name}", "^:", "… of the mean")] * averaged):
         told = [record for record in records if key in record]
         axes.plot([record["step"] for record in told], [record[key] for record in told], style, label=label)
 

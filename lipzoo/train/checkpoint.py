@@ -2,8 +2,9 @@
 
 A checkpoint has five items: `model` (weights by name), `rest` (optimizer, step, random key), `data` (the state of
 grain's iterator, JSON), `recipe` (JSON: version, step, metrics, recipe) and `digests` (checksums of all arrays, sha256
-of the JSON). Weights stand apart so that a tool can restore them without the optimizer; digests tell damage that the
-storage format does not notice. Every process writes what lies on its devices, and any number of them can read it.
+of the JSON); and `average`, where a mean of the weights is kept. Weights stand apart so that a tool can restore them
+without the optimizer; digests tell damage that the storage format does not notice. Every process writes what lies on
+its devices, and any number of them can read it.
 
 Arrays of size zero are not stored: Orbax refuses them, and there is nothing in them. Arrays of 64 bits are stored as
 pairs of 32-bit words, so that a process without JAX_ENABLE_X64 can read them.
@@ -29,7 +30,7 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import plain
 from lipzoo.train.arrays import check_arrays, read_arrays, weight_arrays, with_arrays
-from lipzoo.train.contents import about, items, rest_arrays, shapes_of, storable, validation_loss, with_rest
+from lipzoo.train.contents import about, items, parts_of, shapes_of, storable, validation_loss, with_rest
 from lipzoo.train.digests import Arrays
 from lipzoo.train.load import Loaded as Loaded
 from lipzoo.train.load import load as load
@@ -75,7 +76,7 @@ class Checkpoints:
         self.check_place(state, data, recipe)
         self._wait()
         step, place = int(state.step), dict(data.get_state())  # The same in all processes: any number can resume.
-        parts = {"model": weight_arrays(state.model), "rest": rest_arrays(state)}
+        parts = parts_of(state)
         arrays = {name: storable(part) for name, part in parts.items()}
         self._check_space(sum(array.nbytes for part in arrays.values() for array in part.values()))
         contents = items(arrays, {"data": place, "recipe": about(step, recipe, metrics)})
@@ -163,16 +164,16 @@ class Checkpoints:
         """The state at `step`, on the devices of `like`; sets the data iterator back to it. Raises Damaged."""
         path = self._folder / str(step)
         check_whole(path)
-        model = read_arrays(path, "model", weight_arrays(like.model))
-        rest = read_arrays(path, "rest", rest_arrays(like))
-        restored = with_rest(like, rest)
+        found = {item: read_arrays(path, item, arrays) for item, arrays in parts_of(like).items()}
+        restored = with_rest(like, found["rest"])
         if int(restored.step) != step:
             raise Misplaced(f"it holds step {int(restored.step)}")
         try:
             data.set_state(item_json(path, "data"))
         except Exception as error:  # The file is whole, or too old to know.
             raise UserError(f"the data iterator of {path} cannot be set ({first_line(error)})") from error
-        return dataclasses.replace(restored, model=with_arrays(like.model, model))
+        average = None if like.average is None else with_arrays(like.average, found["average"])
+        return dataclasses.replace(restored, model=with_arrays(like.model, found["model"]), average=average)
 
     def close(self) -> None:
         """Waits for what is being written, and for its being read back."""

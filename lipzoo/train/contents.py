@@ -1,5 +1,6 @@
 """What a checkpoint of a run holds: arrays of its state by name, what is noted of it, and the digests of both."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import orbax.checkpoint as ocp
 from lipzoo.models import AbstractModule
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
+from lipzoo.system.files import write_text
 from lipzoo.system.version import VERSION
 from lipzoo.theory.weight import map_weights, weights
 from lipzoo.train.arrays import Shapes, check_arrays, weight_arrays
@@ -47,9 +49,13 @@ def check_step(path: Path) -> None:
     """Reads all of a step, in this process and without a device. Raises Damaged."""
     check_whole(path)
     plan, _ = resolve(read_recipe(path))
-    state = abstract_state(plan)
-    for item, like in (("model", weight_arrays(state.model)), ("rest", rest_arrays(state))):
+    for item, like in parts_of(abstract_state(plan)).items():
         check_arrays(path, item, shapes_of(like))
+
+
+def note_recipe(run: Path, recipe: Recipe) -> None:
+    """Writes a run's recipe beside its checkpoints, for whoever reads it."""
+    write_text(run / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
 
 
 def about(step: int, recipe: Recipe, metrics: Mapping[str, float], stored: str | None = None) -> dict[str, Any]:
@@ -78,8 +84,15 @@ def shapes_of(arrays: Mapping[str, Any]) -> Shapes:
     return {name: (tuple(x.shape), np.dtype(x.dtype)) for name, x in arrays.items()}
 
 
+def parts_of(state: State) -> dict[str, Arrays]:
+    """The arrays of a state by the items of a checkpoint: weights, their mean if there is one, and the rest."""
+    parts = {"model": weight_arrays(state.model), "rest": rest_arrays(state)}
+    return parts if state.average is None else parts | {"average": weight_arrays(state.average)}
+
+
 def rest_arrays(state: State) -> Arrays:
-    """Everything but the model, by names that depend on no model's structure: its parts are named after its weights."""
+    """Everything but weights and their mean, by names that depend on no model's structure: its parts are named after
+    its weights."""
     arrays: Arrays = {}
     for path, node in _rest_nodes(state):
         name = jax.tree_util.keystr(path)
@@ -91,7 +104,7 @@ def rest_arrays(state: State) -> Arrays:
 
 
 def with_rest(state: State, arrays: Arrays) -> State:
-    """`state` with everything but the model taken from the arrays of `rest_arrays`."""
+    """`state` with everything but the model and the mean taken from the arrays of `rest_arrays`."""
 
     def fill(path: Any, node: Any) -> Any:
         name = jax.tree_util.keystr(path)
@@ -100,7 +113,8 @@ def with_rest(state: State, arrays: Arrays) -> State:
         return map_weights(lambda weight: weight.with_array(arrays[f"{name}.{weight.name}"]), node)
 
     rest = (state.opt_state, state.step, state.key)
-    return State(state.model, *jax.tree_util.tree_map_with_path(fill, rest, is_leaf=_is_module))
+    opt_state, step, key = jax.tree_util.tree_map_with_path(fill, rest, is_leaf=_is_module)
+    return State(state.model, opt_state, step, key, state.average)
 
 
 def _rest_nodes(state: State) -> Any:

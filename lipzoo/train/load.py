@@ -57,13 +57,14 @@ def _run(model: AbstractModule, pixels: Float[Array, "n pixels"]) -> Float[Array
     return jax.vmap(model)(pixels)
 
 
-def load(directory: str | Path, device: Sharding | None = None) -> Loaded:
+def load(directory: str | Path, device: Sharding | None = None, item: str = "model") -> Loaded:
     """The model of the newest checkpoint under `directory`, built from the recipe stored with it.
 
     **Arguments:**
 
     - `directory`: a run, its `checkpoints` folder, or one step.
     - `device`: where to put the weights; by default the first device.
+    - `item`: `model`, or `average` for the mean of a run's weights (`--ema`).
 
     **Raises:** UserError if there is no checkpoint or it is damaged. A tool must not silently speak of other weights
     than those asked for, so there is no falling back here; the message names the steps that are left.
@@ -73,30 +74,30 @@ def load(directory: str | Path, device: Sharding | None = None) -> Loaded:
         raise UserError(f"{directory} holds no finished checkpoint: has the run reached --save-interval?")
     step, *others = steps
     try:
-        return _load(step, device or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+        return _load(step, device or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), item)
     except Damaged as error:
         hint = f"; try {others[0]}" if others else ""
         raise UserError(f"the checkpoint {step} {error.says}: {error}{hint}") from error
 
 
-def _load(step: Path, device: Sharding) -> Loaded:
+def _load(step: Path, device: Sharding, item: str) -> Loaded:
     check_files(step)
     recipe, number = read_recipe(step), _held_step(step)
     abstract, stored = recipe.abstract_model(), read_about(step).get("stored", "float32")
-    arrays = _read_weights(step, abstract, stored, device)
+    arrays = _read_weights(step, item, abstract, stored, device)
     if step_number(step) not in (None, number):
         print(f"warning: {step} holds step {number}", file=sys.stderr)
     return Loaded(with_arrays(abstract, arrays), recipe, step, number, digest(arrays), stored)
 
 
-def _read_weights(step: Path, model: AbstractModule, stored: str, device: Sharding) -> Arrays:
+def _read_weights(step: Path, item: str, model: AbstractModule, stored: str, device: Sharding) -> Arrays:
     """The arrays of a model's weights, in whatever format they are stored."""
     if stored == "float32":
         like = {w.name: jax.ShapeDtypeStruct(w.array.shape, w.array.dtype, sharding=device) for w in weights(model)}
-        return read_arrays(step, "model", like)
+        return read_arrays(step, item, like)
     if stored not in PACKINGS:
         raise UserError(f"the weights of {step} are stored as {stored}, which lipzoo {VERSION} does not know")
-    return unpacked(model, read_arrays(step, "model", packed_like(model, PACKINGS[stored], device)), device)
+    return unpacked(model, read_arrays(step, item, packed_like(model, PACKINGS[stored], device)), device)
 
 
 def _held_step(step: Path) -> int:

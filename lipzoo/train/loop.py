@@ -22,8 +22,9 @@ from lipzoo.report.metrics import Diverged, Reporter
 from lipzoo.report.records import About
 from lipzoo.system.signals import abandonable
 from lipzoo.theory.weight import bare, weights
+from lipzoo.train.average import capped
 from lipzoo.train.checkpoint import Checkpoints
-from lipzoo.train.evaluate import Evaluate, Prove, Proved, make_evaluate
+from lipzoo.train.evaluate import Evaluate, Prove, Proved, Watch, make_evaluate
 from lipzoo.train.plan import Plan, resolve
 from lipzoo.train.state import State, all_finite, layer_norms
 from lipzoo.train.step import Metrics, TrainStep, make_train_step
@@ -108,6 +109,8 @@ class Loop:
             with watcher.report.waiting("sealing", len(weights(state.model))) as wait:
                 sealed = seal(self.recipe.dressed(state.model), wait.advance)
                 state = dataclasses.replace(state, model=bare(sealed))
+        if due and state.average is not None:
+            state = dataclasses.replace(state, average=capped(self.recipe, state.average))
         values: dict[str, float] = {}
         if self._is_validated(step) and not number:
             values, number = watcher.validate(step, state)
@@ -200,10 +203,17 @@ class _Watcher:
 
             try:
                 values = self.evaluate(state.model, watch, self._proved(state.model))
+                if state.average is not None:
+                    values |= self._of_average(state.average, watch)
             except _Left as left:
                 return {}, left.number
         self.report.validation(step, values)
         return values, 0
+
+    def _of_average(self, average: Any, watch: Watch) -> dict[str, float]:
+        """What is told of the mean of the weights, on the test split alone."""
+        values = self.evaluate(average, watch, self._proved(average))
+        return {f"ema_{name}": value for name, value in values.items() if name.startswith("val_")}
 
     def _proved(self, model: Any) -> Proved | None:
         """What is proved of the weights, if they are finite, and whole in this process."""

@@ -41,7 +41,7 @@ class Plan:
     - `optimizer`, `ebc`: configurations whose numbers of `Hyper` are not to be read.
     - `held`: how each constrained weight is held, by name.
     - `steps`: of the schedule. `parts`: of a batch, one after the other.
-    - `white`: the pixel value that becomes 1; None for tokens.
+    - `white`: the pixel value that becomes 1; None for tokens. `averages`: whether the mean of the weights is kept.
     """
 
     model: AbstractModelConfig
@@ -53,6 +53,7 @@ class Plan:
     parts: int
     model_dtype: str
     white: int | None
+    averages: bool
 
     def build_model(self, key: PRNGKeyArray) -> AbstractModule:
         """The network with fresh weights, bare."""
@@ -82,6 +83,7 @@ def resolve(recipe: Recipe) -> tuple[Plan, Hyper]:
         {weight.name: weight.cap for weight in found},
         temperature=training.temperature,
         target_kl=ebc.target_kl,
+        ema=training.ema,
     )
     plan = Plan(
         recipe.model,
@@ -97,6 +99,7 @@ def resolve(recipe: Recipe) -> tuple[Plan, Hyper]:
         training.parts(recipe.data.batch_size, recipe.data.unit[1]),
         training.model_dtype,
         recipe.data.white,
+        training.ema > 0,
     )
     return plan, hyper
 

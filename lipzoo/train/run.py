@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 import signal
 import sys
@@ -22,12 +21,11 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.report.loggers import check_packages
 from lipzoo.report.metrics import Diverged
 from lipzoo.system.errors import Interrupted, UserError
-from lipzoo.system.files import write_text
 from lipzoo.system.lock import held
 from lipzoo.system.signals import handling
 from lipzoo.system.streams import make_console
 from lipzoo.train.checkpoint import Checkpoints
-from lipzoo.train.contents import check_step
+from lipzoo.train.contents import check_step, note_recipe
 from lipzoo.train.evaluate import Prove
 from lipzoo.train.loop import Loop
 from lipzoo.train.reading import Damaged, read_recipe
@@ -128,7 +126,7 @@ def _prepare(recipe: Recipe) -> tuple[Recipe, Data]:
 def _note(run: Path, recipe: Recipe) -> None:
     """Writes what the run was started with beside its checkpoints, for whoever reads it."""
     if is_first():
-        write_text(run / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
+        note_recipe(run, recipe)
 
 
 def _claim(run: Path, stack: contextlib.ExitStack, *, resume: bool) -> None:

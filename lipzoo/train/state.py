@@ -21,13 +21,15 @@ class State(eqx.Module):
 
     The model is bare (`lipzoo.theory.weight.bare`): caps and shares come from a step's `Hyper`. `step`, the number of
     steps done, is the one clock: optimizers, trust region and schedules read it. `key` is the run's own randomness.
-    Of many runs at once all but the clock have a leading axis.
+    Of many runs at once all but the clock have a leading axis. `average` is the mean of the weights so far
+    (`lipzoo.train.average`), or None.
     """
 
     model: AbstractModule
     opt_state: Any
     step: Int[Array, ""]
     key: UInt32[Array, "*runs words"]
+    average: Any = None
 
 
 def init_state(recipe: Recipe, mesh: Mesh) -> State:
@@ -39,7 +41,8 @@ def init_state(recipe: Recipe, mesh: Mesh) -> State:
     model: Any = bare(recipe.build_model(model_key))
     plan, _ = resolve(recipe)
     opt_state = plan.transform().init(model)
-    state = State(model, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(step_key))
+    average = jax.tree.map(jnp.copy, model) if plan.averages else None  # Of its own memory, since states are donated.
+    state = State(model, opt_state, jnp.zeros((), jnp.int32), jax.random.key_data(step_key), average)
     return jax.device_put(state, stored(mesh, state))
 
 
@@ -48,7 +51,7 @@ def abstract_state(plan: Plan) -> Any:
     model = plan.abstract_model()
     opt_state = jax.eval_shape(plan.transform().init, model)
     rest = jax.eval_shape(lambda: (jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(0))))
-    return eqx.filter_eval_shape(State, model, opt_state, *rest)
+    return eqx.filter_eval_shape(State, model, opt_state, *rest, model if plan.averages else None)
 
 
 @jax.jit

@@ -23,6 +23,7 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.theory import norms
 from lipzoo.theory.precision import computing, rounded
 from lipzoo.theory.weight import Weight, map_weights, weights
+from lipzoo.train.average import blend
 from lipzoo.train.plan import Plan, resolve
 from lipzoo.train.state import State, abstract_state
 
@@ -55,15 +56,17 @@ def make_train_steps(plan: Plan, mesh: Mesh, window: int = 0) -> TrainStep:
     """
     computation = Computation(plan, mesh, Mask(window))
 
-    def one(clock: Array, model: Any, opt_state: Any, key: Array, batch: Batch, hyper: Hyper) -> tuple[Any, ...]:
-        state, metrics = computation.step(State(model, opt_state, clock, key), batch, hyper)
-        return state.step, state.model, state.opt_state, metrics
+    def one(clock: Array, rest: tuple[Any, ...], batch: Batch, hyper: Hyper) -> tuple[Any, ...]:
+        model, opt_state, key, average = rest
+        state, metrics = computation.step(State(model, opt_state, clock, key, average), batch, hyper)
+        return state.step, (state.model, state.opt_state, key, state.average), metrics
 
-    runs = jax.vmap(one, in_axes=(None, 0, 0, 0, 0, 0), out_axes=(None, 0, 0, 0))
+    runs = jax.vmap(one, in_axes=(None, 0, 0, 0), out_axes=(None, 0, 0))
 
     def step(state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
-        clock, model, opt_state, metrics = runs(state.step, state.model, state.opt_state, state.key, batch, hyper)
-        return State(model, opt_state, clock, state.key), metrics
+        rest = (state.model, state.opt_state, state.key, state.average)
+        clock, (model, opt_state, key, average), metrics = runs(state.step, rest, batch, hyper)
+        return State(model, opt_state, clock, key, average), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -97,7 +100,8 @@ class Computation:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         model = self.constrain(optax.apply_updates(params, updates), updates, lr, hyper, key)
         metrics = {"loss": loss, "accuracy": accuracy, "lr": lr, **telemetry(opt_state)}
-        return State(model, opt_state, state.step + 1, state.key), metrics
+        average = blend(state.average, model, hyper.ema, state.step) if self.plan.averages else None
+        return State(model, opt_state, state.step + 1, state.key, average), metrics
 
     def probe_logits(self, batch: Batch, temperature: Number) -> LogitsFn:
         """The map from a model to temperature × logits of the probe: a batch's first tokens, on every device."""

@@ -31,7 +31,7 @@ from lipzoo.train.state import init_state
 from tests.conftest import SMALL_RUN
 from tests.recipe.test_recipe import make
 
-FLAGS = ["--steps", "3000", "--save-interval", "500", "--width", "16", "--sigma-max", "2"]
+FLAGS = ["--steps", "3000", "--save-interval", "500", "--width", "16", "--sigma-max", "2", "--ema", "0.99"]
 
 
 def start(*arguments):
@@ -46,7 +46,9 @@ def finish(process):
 
 
 def sha256(run):
-    return json.loads((run / "certificate.json").read_text())["weights_sha256"]
+    """Of the weights, and of their mean if it was kept."""
+    paths = [path for path in (run / "certificate.json", run / "ema" / "certificate.json") if path.exists()]
+    return [json.loads(path.read_text())["weights_sha256"] for path in paths]
 
 
 @pytest.fixture(scope="module")
