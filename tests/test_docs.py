@@ -73,6 +73,7 @@ SHORT = {
     "benchmarks.tightness": "--starts 1 --time 4",
     "benchmarks.attacks": "--images 4 --steps 2 --restarts 1 --boundary-steps 4",
     "benchmarks.certified_table": "",
+    "benchmarks.spikes": "--steps 2 --recipes cifar_mlp --runs spikes --out .",
     "benchmarks.ellipsoids": "--inputs 8 --sizes 4 2",
 }
 """What is added to the command line of each module, after what the document says."""
@@ -85,6 +86,7 @@ EMBEDDED = {
 }
 """What is added where these real data are not at hand."""
 NEEDS = {
+    "benchmarks.spikes": "cifar-10-batches-bin",
     "benchmarks.cifar_table": "cifar-10-batches-bin",
     "benchmarks.shakespeare_table": "tinyshakespeare",
     "lipzoo.sample runs/gpt145m": "gpt2_bpe",

@@ -55,9 +55,9 @@ class Certificate:
     - `published`: the formula of the paper that the model comes from, for comparison (see `lipzoo.certify.published`):
       no bound for transformers; None where there is none.
     - `running`: the network in the arithmetic that it runs in; None where rounding is not covered.
+    - `steps`: what is proved of steps by the recipe; empty where nothing is.
 
-    What they are about (`statement`, `l2_factor`) is read off the bounds, which know their spaces.
-    """
+    What they are about (`statement`, `l2_factor`) is read off the bounds, which know their spaces."""
 
     rows: tuple[Row, ...]
     a_priori: Bound
@@ -65,6 +65,7 @@ class Certificate:
     layerwise: Bound
     published: Bound | None
     running: Running | None = None
+    steps: str = ""
 
     @staticmethod
     def of(
@@ -198,7 +199,7 @@ class Certificate:
     @property
     def told(self) -> str:
         """What stands below the tables."""
-        return gained(self.certified, self.layerwise) + self.statement
+        return gained(self.certified, self.layerwise) + self.statement + self.steps
 
     def __rich__(self) -> Group:
         tables = terminal_table(self.weight_columns, "Weights"), terminal_table(self.bound_columns, "Bounds")

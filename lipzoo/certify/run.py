@@ -1,6 +1,8 @@
 """A checkpoint's certificate, in memory and in the file `certificate.json`."""
 
+import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from lipzoo.certify.certificate import Certificate
 from lipzoo.certify.tighten import STEPS
 from lipzoo.data.download import cache_dir
+from lipzoo.recipe.largest_step import largest_step
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
 from lipzoo.system.progress import waiting
@@ -47,9 +50,12 @@ def _certificate(loaded: Loaded, console: Console | None, tighten: int, dtype: F
     runs_in = arithmetic_of(loaded, dtype)
     try:
         with waiting("certifying", None, console) as wait:
-            return Certificate.of(loaded.model, window=window, watch=wait.show, tighten=tighten, arithmetic=runs_in)
+            found = Certificate.of(loaded.model, window=window, watch=wait.show, tighten=tighten, arithmetic=runs_in)
     except ValueError as error:
         raise UserError(f"the checkpoint {loaded.path} cannot be certified: {error}") from error
+    step = largest_step(loaded.recipe)
+    told = f" A step of its recipe moves at most: {step.told}." if math.isfinite(step.rms) else ""
+    return dataclasses.replace(found, steps=told)
 
 
 def arithmetic_of(loaded: Loaded, dtype: Format | None) -> Arithmetic:
@@ -78,5 +84,6 @@ def to_json(certificate: Certificate, loaded: Loaded) -> dict[str, object]:
         "weights_sha256": loaded.sha256,
         "weights_stored": loaded.stored,
         "recipe": loaded.recipe.to_json(),
+        "largest_step": largest_step(loaded.recipe).to_json(),
     }
     return about | certificate.to_json()

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import equinox as eqx
@@ -71,6 +72,10 @@ class Constraint(abc.ABC):
         """Why an update of this norm would break the promise, or None. Unbounded updates come as infinity."""
         return None
 
+    def moves(self, shape: Sequence[int], cap: float, norm: float) -> float:
+        """By how much, in norm, it moves a matrix of at most this norm, rounding included; infinite if nobody knows."""
+        return math.inf
+
     def cap(self, sigma_max: float, update_norm: float, decay: float) -> float:
         """The norm that weights are held under or aimed at; infinite if there is none.
 
@@ -108,6 +113,19 @@ def normalize(
     above = bound * (unit.astype(bound.dtype) / goal) > 1
     shrunk = x * (goal / bound).astype(x.dtype)[..., None, None]
     return jnp.where(above[..., None, None], shrunk, matrix)
+
+
+def normalize_moves(shape: Sequence[int], cap: float, norm: float, squarings: int = norms.GRAM_SQUARINGS) -> float:
+    """By how much `normalize` moves a matrix of at most this norm.
+
+    What is above goal/(1 + x), x the excess of the bound, may be divided by bound/goal, which moves it by ‖W‖(1 -
+    goal/bound) ≤ ‖W‖ - goal/(1 + x), and rounded as `target` says.
+    """
+    reach = norm * (1 + 2.0**-50)
+    excess = norms.gram_excess(shape, "float32", squarings)
+    rounding = (4 * math.sqrt(min(shape[-2:])) + 16) * norms.unit_roundoff("float32")
+    shrunk = reach - cap * (1 - rounding) / (1 + excess)
+    return max(0.0, shrunk) + rounding * reach
 
 
 def wide_product(left: Float[Array, "*b s s"], matrix: Float[Array, "*b m n"]) -> Float[Array, "*b m n"]:

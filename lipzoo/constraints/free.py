@@ -1,11 +1,12 @@
 """No map at all: unconstrained weights, and weights held by decay."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxtyping import Array, Float
 
-from lipzoo.constraints.base import Cap, Constraint, Step, normalize
+from lipzoo.constraints.base import Cap, Constraint, Step, normalize, normalize_moves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,9 @@ class Unconstrained(Constraint):
 
     def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         return matrix
+
+    def moves(self, shape: Sequence[int], cap: float, norm: float) -> float:
+        return 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,9 @@ class WeightDecay(Constraint):
 
     def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         return normalize(matrix, cap=cap)
+
+    def moves(self, shape: Sequence[int], cap: float, norm: float) -> float:
+        return normalize_moves(shape, cap, norm)
 
     def cap(self, sigma_max: float, update_norm: float, decay: float) -> float:
         return max(1.0, update_norm / decay) * (1 + 1e-5)

@@ -1,10 +1,11 @@
 """Spectral normalization by an upper bound of the norm."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-from lipzoo.constraints.base import Cap, Constraint, Step, normalize
+from lipzoo.constraints.base import Cap, Constraint, Step, normalize, normalize_moves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,3 +19,6 @@ class SpectralNormalize(Constraint):
 
     def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         return normalize(matrix, cap=cap)
+
+    def moves(self, shape: Sequence[int], cap: float, norm: float) -> float:
+        return normalize_moves(shape, cap, norm)

@@ -63,6 +63,25 @@ class SoftCap(Constraint):
         matrix, _ = jax.lax.while_loop(unfinished, one_round, _brought_down(matrix, norm, LARGEST_EXCESS * cap))
         return matrix if proved else normalize(matrix, cap=cap)
 
+    def moves(self, shape: Sequence[int], cap: float, norm: float) -> float:
+        """A round moves σ by σq(ασ²), which rises with σ, so that no value moves further than the largest, k, may.
+
+        As it is computed it moves W by at most kq(1 + a) + bk, and k goes down by kq(1 - a) - bk (see `round_loss`, a,
+        b). The k of all rounds go from `norm`, and 16 roundings more, to where the map ends, no lower than 10⁻⁵ below
+        its goal. So they add up to ((k - goal)(1 + a) + 2nbk)/(1 - a) for n rounds, and b once more for each.
+        """
+        loss = round_loss(shape, self.project_dtype)
+        if loss > LARGEST_LOSS or norm > LARGEST_EXCESS * cap:
+            return math.inf
+        side, unit = math.sqrt(min(shape[-2:])), norms.unit_roundoff("float32")
+        largest = norm * (1 + 16 * (side + 1) * unit)
+        goal = cap * (1 - (4 * side + 16) * unit) * (1 - 1e-5)
+        offset = (2 * side + 8) * unit
+        absorbed = LARGEST_SHRINK * (1 - loss) - offset
+        rounds = math.log(max(largest / goal, 1.0)) / -math.log1p(-absorbed) + 2
+        rounding = rounds * offset * largest
+        return (max(largest - goal, 0.0) * (1 + loss) + 3 * rounding) / (1 - loss)
+
     def refusal(self, cap: float, update_norm: float) -> str | None:
         largest = cap * ((1 - LARGEST_SHRINK) ** -MAX_ROUNDS - 1)
         if update_norm <= largest or update_norm == float("inf"):

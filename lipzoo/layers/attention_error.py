@@ -73,7 +73,8 @@ def attention_error(
     )
     offset = 0.0, 0.0
     if bias is not None:
-        offset = float(np.max(abs(np.asarray(bias.array)))), float(np.max(runs.difference(bias)))
+        added = runs.counted(lambda a: float(np.max(abs(np.asarray(bias.array)))))
+        offset = float(added), float(np.max(runs.difference(bias)))
     return v.size, _heads_error(q, k, v, scale, parts[0].array.shape[-2], offset, runs)
 
 

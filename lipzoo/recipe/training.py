@@ -5,7 +5,7 @@ import math
 from typing import Annotated
 
 from lipzoo.config.fields import options
-from lipzoo.config.ranges import Count, Range, Seed, Whole
+from lipzoo.config.ranges import Count, NonNegative, Range, Seed, Whole
 from lipzoo.devices.mesh import mesh_shape
 from lipzoo.report.loggers import LoggerName
 from lipzoo.theory.precision import Precision
@@ -32,6 +32,13 @@ class TrainingConfig:
     ema: Annotated[float, Range(0, 0.99999)] = 0.0
     """Keep a mean of the weights, too, in which each step counts this much of the next; 0 for none. It is validated,
     and in the end lies in ema/ in the run, certified."""
+    max_step_kl: NonNegative = 0.0
+    """Refuse learning rates at which one step could move the prediction for some input by more nats than this (KL), by
+    what is proved before training; 0 for no limit."""
+    fit_lr: bool = False
+    """Lower --lr as far as --max-step-kl asks for."""
+    measure_steps: bool = False
+    """Log how far steps move logits and predictions of their own batch, at most: two more forward passes a step."""
     seed: Seed = 0
     """Seed of the first weights, the batches and random labels."""
     mesh: str = "1"

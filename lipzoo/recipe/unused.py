@@ -69,6 +69,7 @@ USED: Mapping[str, tuple[Condition, str]] = {
     "embedding_beta1": (_reads("embedding_beta1"), "without --embedding-adam"),
     "beta1": (_reads("beta1"), "with this --optimizer"),
     "beta2": (_reads("beta2"), "without --optimizer adamw or --embedding-adam"),
+    "fit_lr": (lambda recipe: recipe.training.max_step_kl > 0, "without --max-step-kl"),
     "ebc.": (lambda recipe: recipe.ebc.enable, "without --ebc.enable"),
     "ebc.controller.": (lambda recipe: recipe.ebc.controller.enable, "without --ebc.controller.enable"),
     "ebc.guard.": (lambda recipe: recipe.ebc.guard.enable, "without --ebc.guard.enable"),

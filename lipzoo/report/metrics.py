@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class Reporter:
         step, norms = self._norms
         now = time.perf_counter()
         rate = len(values) * self._about.per_step / max(now - self._clock, 1e-9)
-        record: Record = {n: sum(float(v[n]) for v in values) / len(values) for n in values[0] if n != "lr"}
+        record: Record = {n: _summary(n, [float(v[n]) for v in values]) for n in values[0] if n != "lr"}
         record |= {"step": step, "lr": float(values[-1]["lr"]), f"{self._about.unit}_per_second": round(rate, 1)}
         record["norms"] = {name: float(norm) for name, norm in jax.device_get(norms).items()}
         self._emit(record)
@@ -124,6 +124,11 @@ class Reporter:
     def _write(self, record: Record) -> None:
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def _summary(name: str, values: Sequence[float]) -> float:
+    """What is told of a window of steps: the mean, or the largest value."""
+    return max(values) if name.startswith("largest_") else sum(values) / len(values)
 
 
 def _largest(caps: Mapping[str, float], record: Record) -> str:

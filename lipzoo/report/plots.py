@@ -17,9 +17,11 @@ def plot_run(run: Path, caps: Mapping[str, float], title: str) -> Path:
     train = [record for record in records if "loss" in record]
     validation = [record for record in records if "val_loss" in record]
     proved = [record for record in validation if math.isfinite(record.get("val_lipschitz", math.nan))]
-    figure = Figure(figsize=(13 + 4 * bool(proved), 3.8), layout="constrained")
+    measured = [record for record in train if "largest_kl" in record]
+    more = [_bound] * bool(proved) + [_changes] * bool(measured)
+    figure = Figure(figsize=(13 + 4 * len(more), 3.8), layout="constrained")
     figure.suptitle(title, parse_math=False)
-    loss, accuracy, norms, *bound = figure.subplots(1, 3 + bool(proved))
+    loss, accuracy, norms, *others = figure.subplots(1, 3 + len(more))
     _curves(loss, "loss", train, validation)
     _curves(accuracy, "accuracy", train, validation)
     _norms(norms, train, caps)
@@ -27,9 +29,9 @@ def plot_run(run: Path, caps: Mapping[str, float], title: str) -> Path:
     if certified:
         told = [record["step"] for record in certified], [record["val_certified_accuracy"] for record in certified]
         accuracy.plot(*told, "s--", label="certified at ℓ₂ 36/255")
-    for axes in bound:
-        _bound(axes, proved)
-    for axes in (loss, accuracy, norms, *bound):
+    for axes, draw in zip(others, more, strict=True):
+        draw(axes, proved if draw is _bound else measured)
+    for axes in (loss, accuracy, norms, *others):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -54,6 +56,13 @@ def _bound(axes: Axes, proved: list[Record]) -> None:
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
+
+
+def _changes(axes: Axes, measured: list[Record]) -> None:
+    axes.set_title("largest change of a step on its batch")
+    for key, label in (("largest_logit_change", "a logit"), ("largest_kl", "a prediction, nats")):
+        axes.plot([r["step"] for r in measured], [r[key] for r in measured], label=label)
+    axes.set_yscale("log")
 
 
 def _norms(axes: Axes, train: list[Record], caps: Mapping[str, float]) -> None:

@@ -42,6 +42,7 @@ class Plan:
     - `held`: how each constrained weight is held, by name.
     - `steps`: of the schedule. `parts`: of a batch, one after the other.
     - `white`: the pixel value that becomes 1; None for tokens. `averages`: whether the mean of the weights is kept.
+    - `measures`: whether a step tells how far it moved its batch.
     """
 
     model: AbstractModelConfig
@@ -54,6 +55,7 @@ class Plan:
     model_dtype: str
     white: int | None
     averages: bool
+    measures: bool
 
     def build_model(self, key: PRNGKeyArray) -> AbstractModule:
         """The network with fresh weights, bare."""
@@ -100,6 +102,7 @@ def resolve(recipe: Recipe) -> tuple[Plan, Hyper]:
         training.model_dtype,
         recipe.data.white,
         training.ema > 0,
+        training.measure_steps,
     )
     return plan, hyper
 

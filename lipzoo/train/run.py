@@ -17,6 +17,7 @@ from lipzoo.data import Data
 from lipzoo.devices.mesh import make_mesh, process_rows
 from lipzoo.devices.processes import end, in_all, is_first
 from lipzoo.recipe.changes import check_unchanged
+from lipzoo.recipe.largest_step import largest_step, within_limit
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.report.loggers import check_packages
 from lipzoo.report.metrics import Diverged
@@ -43,6 +44,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool, finish: Finish, prove: Pro
 
     **Raises:** Interrupted if a signal comes before the first step or after the last, when there is nothing to save.
     """
+    recipe = within_limit(recipe)
     with contextlib.ExitStack() as stack:
         return _train(recipe, run, stack, finish, prove, resume=resume)
 
@@ -69,7 +71,8 @@ def _train(
         if resume:
             state = _restore(recipe, run, checkpoints, state, stream, console)
             _note(run, recipe)
-        console.print(recipe.abstract_model(), f"run: {run}", sep="\n", soft_wrap=True)
+        told = f"largest change of a step: {largest_step(recipe).told}", f"run: {run}"
+        console.print(recipe.abstract_model(), *told, sep="\n", soft_wrap=True)
     loop = Loop(recipe, run, checkpoints, stream, console, prove)
     with _signals() as received:  # Until what is being written has been written.
         try:

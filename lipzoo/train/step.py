@@ -17,6 +17,7 @@ from lipzoo.devices.mesh import batched, gathered, replicated, spread, stored
 from lipzoo.layers.base import Mask
 from lipzoo.layers.stack import Stack
 from lipzoo.models import AbstractModule
+from lipzoo.optim.ebc.divergence import kl
 from lipzoo.optim.ebc.state import LogitsFn, telemetry
 from lipzoo.optim.hyper import Hyper, Number
 from lipzoo.recipe.recipe import Recipe
@@ -100,6 +101,8 @@ class Computation:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         model = self.constrain(optax.apply_updates(params, updates), updates, lr, hyper, key)
         metrics = {"loss": loss, "accuracy": accuracy, "lr": lr, **telemetry(opt_state)}
+        if self.plan.measures:
+            metrics |= self.change(params, model, batch, hyper.temperature)
         average = blend(state.average, model, hyper.ema, state.step) if self.plan.averages else None
         return State(model, opt_state, state.step + 1, state.key, average), metrics
 
@@ -115,6 +118,17 @@ class Computation:
             return temperature * values.reshape(-1, values.shape[-1])
 
         return logits
+
+    def change(self, before: Any, after: Any, batch: Batch, temperature: Number) -> Metrics:
+        """How far a step moved any logit of its batch, and any prediction: KL in nats, of temperature × logits."""
+        pair = self.compute_copy(before), self.compute_copy(after)
+
+        def part(x: Array) -> tuple[Array, Array]:
+            old, new = (self.logits(model, x).astype(jnp.float32) for model in pair)
+            return jnp.abs(new - old).max(), kl(temperature * old, temperature * new).max()
+
+        logit, nats = jax.lax.map(part, self._split(batch["input"])) if self.plan.parts > 1 else part(batch["input"])
+        return {"largest_logit_change": logit.max(), "largest_kl": nats.max()}
 
     def constrain(self, model: Any, updates: Any, lr: Float[Array, ""], hyper: Hyper, key: Key[Array, ""]) -> Any:
         """The updated model with every weight's constraint applied."""
@@ -171,16 +185,17 @@ class Computation:
         if parts == 1:
             return differentiate(batch)
 
-        def split(x: Array) -> Array:  # Every part takes rows from every device.
-            return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-
         def add(total: Any, part: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, differentiate(part)), None
 
-        split_batch = jax.tree.map(split, batch)
+        split_batch = jax.tree.map(self._split, batch)
         shapes = jax.eval_shape(differentiate, jax.tree.map(lambda x: x[0], split_batch))
         total, _ = jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), split_batch)
         return jax.tree.map(lambda x: x / parts, total)
+
+    def _split(self, x: Array) -> Array:
+        """A batch in its parts, each of which takes rows from every device."""
+        return x.reshape(-1, self.plan.parts, *x.shape[1:]).swapaxes(0, 1)
 
     def _loss(
         self, model: AbstractModule, batch: Batch, temperature: Number

@@ -17,10 +17,15 @@ def fisher_variance(
 
 
 def mean_kl(before: Float[Array, "tokens classes"], after: Float[Array, "tokens classes"]) -> Scalar:
-    """Mean KL(softmax(before) ‖ softmax(after)), as log E_p exp(d - E_p d): small values keep their digits."""
+    """The mean of `kl`."""
+    return kl(before, after).mean()
+
+
+def kl(before: Float[Array, "*tokens classes"], after: Float[Array, "*tokens classes"]) -> Float[Array, "*tokens"]:
+    """KL(softmax(before) ‖ softmax(after)), as log E_p exp(d - E_p d): small values keep their digits."""
     log_p = jax.nn.log_softmax(before)
     p, change = jnp.exp(log_p), after - before
     change = change - (p * change).sum(-1, keepdims=True)
     small = jnp.clip(change, -1, 1)  # Large ones would overflow here, and need no care.
     near = jnp.log1p((p * (jnp.expm1(small) - small)).sum(-1))
-    return jnp.where(jnp.abs(change).max(-1) < 1, near, jax.nn.logsumexp(log_p + change, axis=-1)).mean()
+    return jnp.where(jnp.abs(change).max(-1) < 1, near, jax.nn.logsumexp(log_p + change, axis=-1))
