@@ -14,6 +14,7 @@ from lipzoo.compare import _main, compare
 from lipzoo.data import TextConfig
 from lipzoo.models import GPT, MLP, GPTConfig
 from lipzoo.recipe.recipe import Recipe
+from lipzoo.theory.weight import map_weights
 from lipzoo.train.checkpoint import save_model
 
 
@@ -49,6 +50,19 @@ def test_two_steps_of_a_run_are_no_further_apart_than_proved(digits_run, monkeyp
     status, out, _ = run(monkeypatch, capsys, first, second)
     assert status == 0
     assert "Where it comes from" in out
+
+
+def test_a_pruned_network_is_no_further_than_proved(digits_run, tmp_path):
+    """A tenth of all weights set to zero, the smallest ones."""
+    loaded = lipzoo.load(digits_run)
+
+    def prune(weight):
+        size = abs(np.asarray(weight.array))
+        return weight.with_array(jax.numpy.where(size < np.quantile(size, 0.1), 0.0, weight.array))
+
+    save_model(tmp_path, 60, map_weights(prune, loaded.model), loaded.recipe)
+    found = compare(digits_run, tmp_path)
+    assert 0 < found.largest <= found.proved < 1
 
 
 def test_a_checkpoint_is_no_distance_from_itself(text_run):

@@ -126,6 +126,16 @@ def plain_rotation(x, first):
     return jnp.concatenate([cos * left + sin * right, cos * right - sin * left], axis=-1)
 
 
+@jax.jit
+def many(model, x):
+    return jax.vmap(model)(x)
+
+
+@jax.jit
+def many_in_float64(model, x):
+    return jax.vmap(model)(x)
+
+
 def exactly(model, x):
     """In float64, of which no part is left to float32."""
     with (
@@ -137,7 +147,7 @@ def exactly(model, x):
         patch.setattr("lipzoo.layers.attention.rotate", plain_rotation)
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), model)
         x = x if x.dtype == jnp.int32 else jnp.asarray(np.asarray(x), jnp.float64)
-        return np.asarray(jax.jit(jax.vmap(wide))(x))
+        return np.asarray(many_in_float64(wide, x))
 
 
 def running(model, x, dtype):
@@ -146,7 +156,7 @@ def running(model, x, dtype):
     model = jax.tree.map(lambda a: jnp.asarray(a).astype(low), model)
     x = x if x.dtype == jnp.int32 else x.astype(low)
     with jax.numpy_dtype_promotion("standard"):
-        return np.asarray(jax.jit(jax.vmap(model))(x).astype(jnp.float32)).astype(np.float64)
+        return np.asarray(many(model, x).astype(jnp.float32)).astype(np.float64)
 
 
 def proved(model, other, space, radius, runs_in):
@@ -173,6 +183,53 @@ def test_what_runs_is_no_further_than_proved(name, dtype):
     assert bound.deviation < math.inf
     if name in VECTORS and dtype == "float32":  # A bound of nothing in particular would not be one.
         assert bound.deviation <= 1e-3 * max(1.0, float(bound.radius))
+
+
+def climb(model, low, x, dtype, radius, rounds=12):
+    """The largest deviation that a population of inputs comes to, of which the best are changed: by noise of many
+    sizes, by single units in the last place, by signs."""
+    rng, keep, found = np.random.default_rng(0), 20, []
+    x = np.asarray(x)
+    for _ in range(rounds):
+        off = running(low, jnp.asarray(x), dtype) - exactly(model, jnp.asarray(x))
+        score = np.sqrt((off**2).mean(-1)).reshape(len(x), -1).max(1)
+        found.append(score.max())
+        best = x[np.argsort(-score)[:keep]]
+        x = best[rng.integers(0, keep, size=len(x))]
+        if x.dtype == np.int32:
+            changed = rng.uniform(size=x.shape) < 0.1
+            x = np.where(changed, rng.integers(0, 11, size=x.shape), x).astype(np.int32)
+        else:
+            size = np.geomspace(1e-8, 1.0, len(x)).reshape(-1, *[1] * (x.ndim - 1))
+            x = x * (1 + size * rng.normal(size=x.shape)) * rng.choice([1.0, 1.0, 1.0, -1.0], size=x.shape)
+            x = (x / np.maximum(np.sqrt((x**2).mean(-1, keepdims=True)) / radius, 1)).astype(np.float32)
+        x[:keep] = best
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["long sum", "gelu", "mlp", "layer norm", "attention, tokens", "normalized, tokens", "default", "squares"]
+)
+def test_a_search_for_the_worst_rounding_finds_no_more(name, dtype):
+    model, space, x = case(name)
+    low = stored(jax.tree.map(np.asarray, model), dtype)
+    radius = 1.0 if name in GPTS else sizes(x)
+    found = climb(model, low, x, dtype, radius)
+    assert found[0] < max(found) <= proved(model, low, space, radius * (1 + 1e-5), dtype).deviation
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sums_that_all_round_the_same_way_do_not_go_beyond_it(dtype):
+    """Rows of one number, added up again and again: for some numbers nearly every sum is rounded in one direction."""
+    rng, ratios = np.random.default_rng(0), []
+    for value in 1 + rng.uniform(size=12):
+        model = Sequential([Linear(Weight(jnp.full((2, 4096), value / 4096, jnp.float32), "w"))])
+        low = stored(jax.tree.map(np.asarray, model), dtype)
+        x = jnp.asarray(np.repeat(rng.uniform(0.5, 1, size=(20, 1)), 4096, axis=1), jnp.float32)
+        found = sizes(running(low, x, dtype) - exactly(model, x))
+        ratios.append(found / proved(model, low, Vector((4096,)), 1.0, dtype).deviation)
+    assert 0 < max(ratios) <= 1
 
 
 @pytest.mark.parametrize("name", CASES)
