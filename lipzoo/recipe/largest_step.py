@@ -99,12 +99,9 @@ def largest_step(recipe: Recipe, lr: float | None = None) -> LargestStep:
         return dataclasses.replace(weight, share=moved)
 
     moved = map_weights(moving, model)
-    start = Bound.start(model.takes, 1.0, Runs(difference=_difference))
+    start = Bound.start(model.takes, 1.0, Runs(difference=_difference, held=True))
     free = tuple(w.name for w in weights(moved) if w.geometry.bounded and math.isinf(w.share))
-    if free:
-        return LargestStep(math.inf, recipe.data.sizes[1], recipe.training.temperature, free)
-    bound = moved.bound(start, cap_norm)
-    rms = min(float(bound.deviation), 2 * float(bound.radius))  # Neither network's output is beyond the radius.
+    rms = math.inf if free else float(moved.bound(start, cap_norm).deviation)
     return LargestStep(rms, recipe.data.sizes[1], recipe.training.temperature, free)
 
 

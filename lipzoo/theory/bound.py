@@ -124,6 +124,7 @@ class Bound(eqx.Module):
         """The bound of what runs, where that is off by `error` at the same input: (r + δ, L, e + δ).
 
         And e ≤ 2r, since both are no larger than r; unless what is computed may overflow, after which nothing is known.
+        Where what runs is held by the same norms and computed exactly, r is a bound of its size already.
         """
         if self.runs is None or isinstance(self.space, Symbols):
             return self
@@ -132,7 +133,8 @@ class Bound(eqx.Module):
             delta = log_up(sure(error(self.runs) + self.runs.overflow(self.radius, size)))
         if math.inf in (delta, self.log_deviation):
             return dataclasses.replace(self, log_radius=np.float64(math.inf), log_deviation=np.float64(math.inf))
-        radius = log_sum([self.log_radius, delta]) if delta > -math.inf else self.log_radius
+        bounded = delta == -math.inf or (self.runs.held and self.runs.arithmetic is None)
+        radius = self.log_radius if bounded else log_sum([self.log_radius, delta])
         deviation = log_sum([self.log_deviation, delta]) if delta > -math.inf else self.log_deviation
         deviation = min(deviation, log_times(log_up(2.0), radius))
         return dataclasses.replace(self, log_radius=radius, log_deviation=deviation)

@@ -99,12 +99,15 @@ class Runs:
     - `difference`: the norms of Ŵ - W, Ŵ what runs in place of a weight W.
     - `absolute`: the norms of |Ŵ|, the matrix of absolute values.
     - `tokens`: how many there are in a sequence, at most.
+    - `held`: whether the norms that a bound is measured by are bounds of Ŵ as well, as caps of both are. What runs,
+      exactly, is then no larger than what is meant can be.
     """
 
     arithmetic: Arithmetic | None = None
     difference: Measure = zero
     absolute: Measure = zero
     tokens: int = 1
+    held: bool = False
 
     def counted(self, error: Callable[[Arithmetic], Scalar]) -> Scalar:
         """An error of the arithmetic; 0 where it is exact."""
