@@ -14,6 +14,7 @@ from lipzoo.cli.line import CommandLine, Resume
 from lipzoo.config.fields import field_refusal
 from lipzoo.devices.processes import from_first, in_all, is_first, timestamp
 from lipzoo.recipe.changes import check_unchanged
+from lipzoo.recipe.largest_step import fitted
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.recipe.unused import unused_refusal
 from lipzoo.system.errors import UserError
@@ -120,12 +121,12 @@ def _train(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe])
     line.processes.start()  # Before anything computes.
     if line.resume.resume is not None and (whole := _newest_whole(line.resume.resume)) is not None:
         line = parse(default, argv, variants, whole)  # It may be another than the newest whose recipe can be read.
-    line.recipe.check()
+    recipe = fitted(line.recipe)
     from lipzoo.cli.run import train
 
     resume = line.resume.resume
     with outliving_readers():
-        return train(line.recipe, resume or line.run_dir or _new_run(line.recipe.name), resume=resume is not None)
+        return train(recipe, resume or line.run_dir or _new_run(recipe.name), resume=resume is not None)
 
 
 def _new_run(name: str) -> Path:

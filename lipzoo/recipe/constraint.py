@@ -4,7 +4,7 @@ import dataclasses
 
 from lipzoo.config.fields import options, taken
 from lipzoo.config.overrides import number, override
-from lipzoo.config.ranges import Fraction
+from lipzoo.config.ranges import Fraction, NonNegative
 from lipzoo.constraints import (
     CONSTRAINTS,
     Constraint,
@@ -31,6 +31,9 @@ class ConstraintConfig:
     """Cap on every weight's RMS→RMS norm."""
     embedding_cap: float = 1.0
     """Cap on the RMS norm of every token's embedding."""
+    lipschitz: NonNegative = 0.0
+    """Scale all caps but the embedding's so that the network is at most this Lipschitz (RMS → RMS), whatever training
+    does: --sigma-max and --sigma-max-overrides then say how they compare; 0 takes them as they are."""
     constraint_overrides: tuple[str, ...] = ()
     """LAYER=CONSTRAINT pairs for single layers; LAYER may be a pattern, as in 'layers.*=svd-cap'."""
     sigma_max_overrides: tuple[str, ...] = ()

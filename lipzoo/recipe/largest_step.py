@@ -21,6 +21,7 @@ import numpy as np
 
 from lipzoo.config.overrides import number, override
 from lipzoo.optim.config import LR_FLAG
+from lipzoo.recipe.asked import with_lipschitz, without_arrays
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.theory.bound import Bound
@@ -84,7 +85,7 @@ class LargestStep:
 
 def largest_step(recipe: Recipe, lr: float | None = None) -> LargestStep:
     """What the steps of a complete recipe can do, at a peak learning rate, by default its own."""
-    model, peak = recipe.abstract_model(), recipe.optimizer.lr if lr is None else lr
+    model, peak = without_arrays(recipe.abstract_model()), recipe.optimizer.lr if lr is None else lr
 
     def moving(weight: Weight) -> Weight:
         """The weight with the difference to the next step's in place of its share, in units of its cap if it has one.
@@ -92,7 +93,6 @@ def largest_step(recipe: Recipe, lr: float | None = None) -> LargestStep:
         So the parts that bounds cut it into know theirs, since they know their caps.
         """
         moved = _moved(recipe, weight, peak)
-        weight = weight.with_array(np.broadcast_to(np.zeros((), np.float32), weight.array.shape))  # Takes no memory.
         if weight.geometry.bounded:
             held = recipe.constraint.of(weight).guarantees and math.isfinite(weight.cap)
             return dataclasses.replace(weight, share=moved / weight.cap if held else math.inf)
@@ -122,6 +122,17 @@ def _moved(recipe: Recipe, weight: Weight, lr: float) -> float:
     moved = size + decay * step * weight.cap + rounding * reached
     moved += recipe.constraint.of(weight).moves(weight.array.shape, weight.cap, reached)
     return min(moved, 2 * weight.cap)
+
+
+def fitted(recipe: Recipe) -> Recipe:
+    """The recipe with the caps that --lipschitz asks for and the learning rate that --max-step-kl admits, checked.
+
+    It is its own: what a run has stored is not changed when the run is resumed. Raises UserError.
+    """
+    recipe.check(caps=False)
+    recipe = within_limit(with_lipschitz(recipe))
+    recipe.check()
+    return recipe
 
 
 def within_limit(recipe: Recipe) -> Recipe:

@@ -52,8 +52,11 @@ class Recipe:
     training: TrainingConfig = TrainingConfig()
     ebc: EBCConfig = EBCConfig()
 
-    def check(self) -> None:
-        """Raises UserError, in one sentence that names the flag, if the recipe cannot be run or keep its promise."""
+    def check(self, caps: bool = True) -> None:
+        """Raises UserError, in one sentence that names the flag, if the recipe cannot be run or keep its promise.
+
+        Without `caps` it does not ask yet whether these and the learning rate go together.
+        """
         refusal = (
             field_refusal(self)
             or self._name_refusal()
@@ -62,7 +65,7 @@ class Recipe:
             or self.training.conflict(self.data.batch_size)
             or self.optimizer.conflict(self.training.steps)
             or memory_refusal(self.model, self.complete().data, self.training.accum_steps)
-            or self._constraint_refusal()
+            or self._constraint_refusal(caps)
             or (self.ebc.conflict(self.complete().abstract_model()) if self.ebc.enable else None)
         )
         if refusal:
@@ -142,7 +145,7 @@ class Recipe:
         sigma_max = self.constraint.sigma_max_of(weight)
         return self.constraint.of(weight).cap(sigma_max, self.optimizer.update_sup(weight), decay)
 
-    def _constraint_refusal(self) -> str | None:
+    def _constraint_refusal(self, caps: bool) -> str | None:
         config = self.constraint
         free = _free(self.model, self.data.complete().sizes)
         names = [weight.name for weight in weights(free)]
@@ -152,8 +155,8 @@ class Recipe:
             override_refusal(CAP_FLAG, config.sigma_max_overrides, held, numeric=True),
             override_refusal(LR_FLAG, self.optimizer.lr_overrides, names, numeric=True),
         )
-        if any(refusals):
-            return next(filter(None, refusals))
+        if any(refusals) or not caps:
+            return next(filter(None, refusals), None)
         return next((r for w in weights(self.optimizer.shares(free)) if (r := self._weight_refusal(w))), None)
 
     def _weight_refusal(self, weight: Weight) -> str | None:
@@ -174,7 +177,8 @@ class Recipe:
         if reason and math.isinf(optimizer.update_sup(weight)):
             return f"{reason}: use --optimizer muon or another --constraint for {weight.name}"
         if reason:
-            return f"--lr {optimizer.lr:g} is too high for {weight.name}: {reason}; lower it or raise --sigma-max"
+            remedy = "ask for a larger --lipschitz" if config.lipschitz else "raise --sigma-max"
+            return f"--lr {optimizer.lr:g} is too high for {weight.name}: {reason}; lower it or {remedy}"
         return None
 
 

@@ -17,7 +17,7 @@ from lipzoo.data import Data
 from lipzoo.devices.mesh import make_mesh, process_rows
 from lipzoo.devices.processes import end, in_all, is_first
 from lipzoo.recipe.changes import check_unchanged
-from lipzoo.recipe.largest_step import largest_step, within_limit
+from lipzoo.recipe.largest_step import fitted, largest_step
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.report.loggers import check_packages
 from lipzoo.report.metrics import Diverged
@@ -44,7 +44,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool, finish: Finish, prove: Pro
 
     **Raises:** Interrupted if a signal comes before the first step or after the last, when there is nothing to save.
     """
-    recipe = within_limit(recipe)
+    recipe = fitted(recipe)
     with contextlib.ExitStack() as stack:
         return _train(recipe, run, stack, finish, prove, resume=resume)
 
