@@ -31,6 +31,8 @@ from recipes import cifar_mlp, shakespeare_gpt
 FACTORS = (0.5, 1.0, 2.0, 4.0)
 ADAM_RATES = (0.001, 0.0081, 0.065)
 DELTA = 0.02
+LEAST = 1e-6
+"""Nats that are drawn, at least."""
 Row = dict[str, Any]
 
 
@@ -98,8 +100,9 @@ def draw(path: Path, rows: list[Row]) -> None:
     for name, (left, right) in zip(names, figure.subplots(len(names), 2, squeeze=False), strict=True):
         for index, row in enumerate(row for row in rows if row["recipe"] == name):
             _curves(left, right, row, f"C{index}")
-        left.set(title=f"{name}: loss", xlabel="step")
-        right.set(title="change of a prediction in a step, nats (dashed: proved before)", xlabel="step", yscale="log")
+        left.set(title=f"{name}: loss", xlabel="step", yscale="log")
+        right.set(title="largest change of a prediction, nats (dashed: proved)", xlabel="step", yscale="log")
+        right.set_ylim(bottom=LEAST)
         for axes in (left, right):
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7)
@@ -129,7 +132,7 @@ def main() -> None:
     table = Table(*shown[0])
     for row in shown:
         table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in row.values()))
-    Console().print(table)
+    Console(width=130).print(table)
     line.out.mkdir(parents=True, exist_ok=True)
     write_rows(line.out / "spikes.csv", shown)
     draw(line.out / "spikes.png", rows)
