@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from lipzoo.certify.measured import place_of
+from lipzoo.layers.base import silent
 from lipzoo.models import AbstractModule
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import Scalar
@@ -23,8 +24,8 @@ class Beside:
     A bound looks at weights as a whole, block by block, and head by head. Parts are known again by the memory that they
     lie in.
 
-    **Raises:** ValueError if the models are of different architectures: they may differ in
-    weights, caps and shares alone.
+    **Raises:** ValueError if the models are of different architectures: they may differ in weights, caps and shares
+    alone; or if a part does not say how far it can be off (`AbstractModule.deviates`).
     """
 
     first: AbstractModule
@@ -34,6 +35,8 @@ class Beside:
     def __post_init__(self) -> None:
         for name, model in (("first", self.first), ("second", self.second)):
             object.__setattr__(self, name, jax.tree.map(np.ascontiguousarray, model))
+        if names := silent(self.first):
+            raise ValueError(f"{', '.join(names)} does not say how far what runs can be off: see `deviates`")
         shapes = [[(w.name, np.shape(w.array)) for w in weights(model)] for model in (self.first, self.second)]
         if shapes[0] != shapes[1]:
             raise ValueError(_different(*shapes))

@@ -12,6 +12,7 @@ from rich.console import Console
 from lipzoo.certify.certificate import Certificate
 from lipzoo.certify.tighten import STEPS
 from lipzoo.data.download import cache_dir
+from lipzoo.layers.base import silent
 from lipzoo.recipe.largest_step import largest_step
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
@@ -58,11 +59,14 @@ def _certificate(loaded: Loaded, console: Console | None, tighten: int, dtype: F
     return dataclasses.replace(found, steps=told)
 
 
-def arithmetic_of(loaded: Loaded, dtype: Format | None) -> Arithmetic:
-    """A format, by default that in which a checkpoint's network was trained, and what this backend's functions do.
+def arithmetic_of(loaded: Loaded, dtype: Format | None) -> Arithmetic | None:
+    """A format, by default that in which a checkpoint's network was trained, and what this backend's functions do; None
+    where a part of the network does not say how far it can be off, and no format is asked for.
 
     What GPUs call float32 are products of factors in tf32, unless JAX was told otherwise.
     """
+    if dtype is None and silent(loaded.model):
+        return None
     path = cache_dir() / "elementary.json"
     default: Format = loaded.recipe.training.model_dtype
     chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]

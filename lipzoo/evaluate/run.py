@@ -91,7 +91,7 @@ def evaluate(
     except ValueError as error:
         raise UserError(f"the checkpoint {loaded.path} cannot be certified: {error}") from error
     with waiting("evaluating", len(test.label)) as wait:
-        rounding = Rounding(loaded.model, norms, runs_in)
+        rounding = None if runs_in is None else Rounding(loaded.model, norms, runs_in)
         radii = radii_of(loaded.model, test, white, pairs, wait.show, rounding)
     count = min(effort.images, len(test.label))
     local = _local(loaded, test, white, radii, count, norms, rounding) if effort.local and count else None
@@ -118,13 +118,12 @@ def _test_split(loaded: Loaded) -> tuple[Split, int]:
 
 
 def _local(
-    loaded: Loaded, test: Split, white: int, radii: Radii, count: int, norms: ExactNorms, rounding: Rounding
+    loaded: Loaded, test: Split, white: int, radii: Radii, count: int, norms: ExactNorms, rounding: Rounding | None
 ) -> Float[np.ndarray, " first"]:
     """The radii of the first images by bounds around each of them, of the network as it runs; the global ones where
     parts have no such bound."""
     model = jax.tree.map(np.asarray, loaded.model)
-    assert radii.running is not None
-    steering, found = Steering(norms), radii.running[:count].copy()
+    steering, found = Steering(norms), (radii.radius if radii.running is None else radii.running)[:count].copy()
     with waiting("bounding around each", count) as wait:
         for index in range(count):
             wait.advance(1)
@@ -133,7 +132,7 @@ def _local(
                 size = float(np.linalg.norm(image.astype(np.float64)))
 
                 def off(reach: float, size: float = size, root: float = math.sqrt(image.size)) -> float:
-                    return rounding.off((size + reach) / root * (1 + 2.0**-40))
+                    return 0.0 if rounding is None else rounding.off((size + reach) / root * (1 + 2.0**-40))
 
                 try:
                     found[index] = local_radius(model, image, int(radii.prediction[index]), found[index], steering, off)

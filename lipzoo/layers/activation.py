@@ -58,6 +58,7 @@ class AbstractElementwise(AbstractModule):
 class Identity(AbstractModule):
     """x ↦ x."""
 
+    deviates = True
     tokenwise = True
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -73,6 +74,8 @@ class Identity(AbstractModule):
 
 class ReLU(AbstractElementwise):
     """max(x, 0): 1-Lipschitz and |max(x, 0)| ≤ |x|, so nothing changes."""
+
+    deviates = True
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return jax.nn.relu(x)
@@ -92,6 +95,7 @@ class ReLU(AbstractElementwise):
 class GELU(AbstractElementwise):
     """GELU(x)/c. |GELU(x)| ≤ |x| gives the radius r/c; the slope is at most g = sup GELU', 1.1290 rounded up."""
 
+    deviates = True
     divisor: float = eqx.field(static=True, default=GELU_DIVISOR)
     exact: bool = eqx.field(static=True, default=False)
 
@@ -158,6 +162,7 @@ def _bend(x: Entries) -> Entries:
 class Tanh(AbstractElementwise):
     """c·tanh(x/c), the tanh soft cap; c = 1 is the plain activation. 1-Lipschitz, at most |x| and at most c."""
 
+    deviates = True
     limit: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
@@ -195,6 +200,7 @@ class Tanh(AbstractElementwise):
 class SquaredReLU(AbstractElementwise):
     """max(x, 0)² on vectors of `size` entries (So et al. 2021, arXiv 2109.08668): steeper the larger its input."""
 
+    deviates = True
     size: int = eqx.field(static=True)
 
     @property

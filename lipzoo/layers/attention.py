@@ -48,11 +48,11 @@ class Attention(AbstractModule):
       does not depend on x, so sharp attention to nearby tokens costs nothing in the bound, where sharp attention to
       content costs 2s.
     - `window`: how many tokens it looks back, itself among them; 0 for all.
-    - `rotary`: whether q and k are rotated by their positions. Without, keys act alike wherever they stand, and the
-      bound is sharper.
+    - `rotary`: whether q and k are rotated by their positions; if not, keys act alike anywhere: a sharper bound.
     - `qk_epsilon`, `v_epsilon`: where given, every head's q and k (or v) is divided by √(mean square + ε).
     """
 
+    deviates = True
     q: Weight
     k: Weight
     v: Weight

@@ -46,15 +46,19 @@ class Mask(eqx.Module):
 class AbstractModule(eqx.Module):
     """A map of vectors (or of sequences of vectors) that knows its own sensitivity.
 
-    `tokenwise` says that of a sequence it maps every token by itself.
+    `tokenwise` says that of a sequence it maps every token by itself; `deviates`, that `bound` tells by `Bound.off` how
+    far what runs can be from what is meant (`lipzoo.theory.runs`): else nothing is said of rounding or other weights.
     """
 
     tokenwise: ClassVar[bool] = False
+    deviates: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         """What a class says beyond its bound is of its own map: one that maps otherwise does not inherit it."""
         super().__init_subclass__(**options)
         anew = {"__call__", "masked", "bound"} & set(vars(cls))
+        if anew and "deviates" not in vars(cls):
+            cls.deviates = False
         concrete = (vars(base).get("__call__") for base in cls.__mro__[1:])
         if anew and any(call is not None and not getattr(call, "__isabstractmethod__", False) for call in concrete):
             for name in {"spread", "near", "tokenwise"} - set(vars(cls)):
@@ -151,6 +155,13 @@ def in_float64(module: AbstractModule, x: Float[np.ndarray, "..."]) -> Float[np.
 @jax.jit
 def _run(module: AbstractModule, x: Shaped[Array, "..."]) -> Float[Array, "..."]:
     return module(x)
+
+
+def silent(module: AbstractModule) -> list[str]:
+    """The types of parts that do not say how far what runs can be from what is meant."""
+    inner = jax.tree.leaves(list(vars(module).values()), is_leaf=lambda node: isinstance(node, AbstractModule))
+    names = [name for node in inner if isinstance(node, AbstractModule) for name in silent(node)]
+    return sorted({*names, *([] if module.deviates else [type(module).__name__])})
 
 
 class AbstractStack(AbstractModule):

@@ -20,6 +20,7 @@ from lipzoo.theory.weight import Measure
 class Sequential(AbstractModule):
     """Modules one after the other."""
 
+    deviates = True
     layers: tuple[AbstractModule, ...]
 
     def __init__(self, layers: Iterable[AbstractModule]):
@@ -64,6 +65,7 @@ class Sequential(AbstractModule):
 class AbstractResidual(AbstractModule):
     """A branch f beside the identity."""
 
+    deviates = True
     branch: eqx.AbstractVar[AbstractModule]
 
     def __check_init__(self) -> None:
@@ -95,6 +97,7 @@ class AbstractResidual(AbstractModule):
 class ConvexResidual(AbstractResidual):
     """(1-α)x + αf(x) with 0 ≤ α ≤ 1: if f is 1-Lipschitz, so is this."""
 
+    deviates = True
     branch: AbstractModule
     alpha: float = eqx.field(static=True)
 
@@ -125,6 +128,7 @@ class ConvexResidual(AbstractResidual):
 class Residual(AbstractResidual):
     """x + f(x)."""
 
+    deviates = True
     branch: AbstractModule
 
     def combine(self, x: Float[Array, "..."], image: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -147,6 +151,7 @@ class Residual(AbstractResidual):
 class PerToken(AbstractModule):
     """A map of vectors on every token. Sequences are measured by their largest token, so the bound is the same."""
 
+    deviates = True
     tokenwise = True
     module: AbstractModule
 

@@ -16,6 +16,7 @@ from lipzoo.theory.weight import Measure, Weight
 class Embedding(AbstractModule):
     """token ↦ row of a table. Each row is a matrix of one column, so its RMS→RMS norm is its RMS norm."""
 
+    deviates = True
     table: Weight
 
     @property

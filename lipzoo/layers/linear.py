@@ -17,6 +17,7 @@ from lipzoo.theory.weight import Measure, Weight
 class Linear(AbstractModule):
     """x ↦ Wx + b. The bias, if any, is a `Weight` of one column."""
 
+    deviates = True
     weight: Weight
     bias: Weight | None = None
 
@@ -56,6 +57,8 @@ class Linear(AbstractModule):
 class Flatten(AbstractModule):
     """An array of any shape as one vector, which has the same RMS norm."""
 
+    deviates = True
+
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " size"]:
         return x.reshape(-1)
 
@@ -72,6 +75,7 @@ class Flatten(AbstractModule):
 class Scale(AbstractModule):
     """x ↦ sx for a fixed s."""
 
+    deviates = True
     tokenwise = True
     factor: float = eqx.field(static=True)
 
@@ -96,6 +100,7 @@ class Scale(AbstractModule):
 class Affine(AbstractModule):
     """γ ⊙ x + β. `gain` holds γ as 1×1 matrices, shape (size, 1, 1), so that a norm of it is that of one entry."""
 
+    deviates = True
     tokenwise = True
     gain: Weight
     bias: Weight | None = None

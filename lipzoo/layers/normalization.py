@@ -28,6 +28,7 @@ NORM_EPSILON = 1e-6
 class RMSNorm(AbstractModule):
     """x/√(mean x² + ε) (Zhang & Sennrich 2019, arXiv 1910.07467), without learned gains: see `Affine`."""
 
+    deviates = True
     tokenwise = True
     epsilon: float = eqx.field(static=True, default=NORM_EPSILON)
 
@@ -87,6 +88,7 @@ class RMSNorm(AbstractModule):
 class Center(AbstractModule):
     """c·(x - mean x): a projection, hence 1-Lipschitz for c = 1."""
 
+    deviates = True
     tokenwise = True
     factor: float = eqx.field(static=True, default=1.0)
 

@@ -24,6 +24,7 @@ class GroupSort(AbstractModule):
     It permutes entries, which keeps the norm, and sorting is 1-Lipschitz.
     """
 
+    deviates = True
     group: int = eqx.field(static=True, default=2)
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:

@@ -33,6 +33,7 @@ class Stack(AbstractStack):
     activations), which on CPUs costs less than writing and reading them; or everything in the `blocks`.
     """
 
+    deviates = True
     blocks: AbstractModule
     remat: Remat = eqx.field(static=True, default="products")
 

@@ -44,6 +44,7 @@ class GPT(AbstractModule):
         ```
     """
 
+    deviates = True
     embedding: Embedding
     stack: Stack
     norm: AbstractModule

@@ -31,6 +31,7 @@ FIRST_STRENGTH = 0.1
 class WeightedResidual(AbstractResidual):
     """x + α ⊙ f(x) with learned α, held as 1×1 matrices of shape (d, 1, 1)."""
 
+    deviates = True
     branch: AbstractModule
     strength: Weight
 

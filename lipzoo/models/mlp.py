@@ -63,6 +63,7 @@ class MLP(AbstractModule):
         ```
     """
 
+    deviates = True
     body: Sequential
 
     def __init__(

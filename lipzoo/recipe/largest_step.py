@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lipzoo.config.overrides import number, override
+from lipzoo.layers.base import silent
 from lipzoo.optim.config import LR_FLAG
 from lipzoo.recipe.asked import with_lipschitz, without_arrays
 from lipzoo.recipe.recipe import Recipe
@@ -45,13 +46,14 @@ class LargestStep:
 
     - `rms`: how far the logits of an image or a token move, an RMS norm; infinite where nothing is proved.
     - `classes`, `temperature`: how many logits there are, and by what the loss multiplies them.
-    - `free`: the weights that no cap holds.
+    - `free`: the weights that no cap holds. `silent`: the modules that do not say how far they can be off.
     """
 
     rms: float
     classes: int
     temperature: float
-    free: tuple[str, ...]
+    free: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
 
     @property
     def logit(self) -> float:
@@ -76,6 +78,8 @@ class LargestStep:
     @property
     def told(self) -> str:
         """What is proved, or why nothing is."""
+        if self.silent:
+            return f"nothing is proved, since {', '.join(self.silent)} does not say how far it can be off"
         if not math.isfinite(self.rms):
             names = ", ".join(self.free[:3]) + (", …" if len(self.free) > 3 else "")
             return f"nothing is proved, since no cap holds {names or 'what it does'}"
@@ -86,6 +90,9 @@ class LargestStep:
 def largest_step(recipe: Recipe, lr: float | None = None) -> LargestStep:
     """What the steps of a complete recipe can do, at a peak learning rate, by default its own."""
     model, peak = without_arrays(recipe.abstract_model()), recipe.optimizer.lr if lr is None else lr
+
+    if names := silent(model):
+        return LargestStep(math.inf, recipe.data.sizes[1], recipe.training.temperature, silent=tuple(names))
 
     def moving(weight: Weight) -> Weight:
         """The weight with the difference to the next step's in place of its share, in units of its cap if it has one.

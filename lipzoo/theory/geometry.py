@@ -41,10 +41,17 @@ class Geometry:
 
     def distance(self, difference: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
         """Upper bounds of the norms of a difference of two arrays, in float64."""
+        if type(self).exact_norm is not Geometry.exact_norm:  # Another norm than that of matrices.
+            return self.exact_norm(difference)
         return np.asarray(distances.product_norm(difference) * self.rms_factor(difference.shape) * (1 + 2.0**-50))
 
     def absolute_norm(self, array: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
-        """Upper bounds of the norms of the matrices of absolute values, in float64."""
+        """Upper bounds of the norms of the matrices of absolute values, in float64.
+
+        A geometry with a norm of its own is taken to be one whose matrices hold the array's entries, as convolutions.
+        """
+        if type(self).exact_norm is not Geometry.exact_norm:
+            return self.exact_norm(abs(np.asarray(array, np.float64)))
         return np.asarray(distances.absolute_norm(array) * self.rms_factor(array.shape) * (1 + 2.0**-50))
 
     def gram_norm(self, array: Float[Array, "*batch out in"]) -> Float[Array, "*batch"]:

@@ -13,6 +13,7 @@ from lipzoo.certify.deviation import Beside, stored
 from lipzoo.certify.measured import ExactNorms
 from lipzoo.layers.activation import GELU, Identity, ReLU, SquaredReLU, Tanh
 from lipzoo.layers.attention import Attention
+from lipzoo.layers.base import silent
 from lipzoo.layers.compose import ConvexResidual, PerToken, Residual, Sequential
 from lipzoo.layers.embedding import Embedding
 from lipzoo.layers.linear import Affine, Flatten, Linear, Scale
@@ -438,3 +439,28 @@ def test_of_sequences_it_must_be_known_how_long_they_are():
     with pytest.raises(ValueError, match="give window"):
         Certificate.of(gpt, arithmetic=arithmetic("float32"))
     assert Certificate.of(gpt, window=TIME, arithmetic=arithmetic("float32")).running.deviation < 1e-3
+
+
+class Quiet(Linear):
+    """Runs otherwise than a linear map does, and says no more than its bound."""
+
+    def __call__(self, x):
+        return Linear.__call__(self, x) * jnp.float32(1 + 1e-3) / jnp.float32(1 + 1e-3)
+
+
+def test_a_module_that_does_not_say_how_far_it_is_off_has_no_deviation():
+    """What is inherited does not count where a class computes otherwise."""
+    layer = linear(4, 4)
+    model = Sequential([Quiet(layer.weight, layer.bias), ReLU()])
+    assert silent(model) == ["Quiet"]
+    assert silent(Sequential([layer, ReLU(), MLP(4, 4, 2, depth=2, key=jax.random.key(0))])) == []
+    assert "is not covered" in Certificate.of(model).statement
+    with pytest.raises(ValueError, match="Quiet does not say how far"):
+        Certificate.of(model, arithmetic=arithmetic("float32"))
+    with pytest.raises(ValueError, match="Quiet does not say how far"):
+        Beside(model, model)
+
+
+@pytest.mark.parametrize("name", GPTS)
+def test_all_models_say_how_far_they_are_off(name):
+    assert silent(GPT(11, GPTS[name], key=jax.random.key(2))) == []
