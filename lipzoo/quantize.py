@@ -31,6 +31,7 @@ from lipzoo.train.contents import note_recipe
 from lipzoo.train.digests import Arrays
 from lipzoo.train.evaluate import make_evaluate
 from lipzoo.train.packed import PACKINGS, SCALE, Packing, decode, row_axis
+from lipzoo.train.reading import run_of
 
 OCTAVE = 2.0 ** (-np.arange(16) / 16)
 """Scales that are tried, in units of that which takes the largest entry of a row to the largest code."""
@@ -118,11 +119,17 @@ def scales(weight: Weight, axis: int, packing: Packing) -> Float[np.ndarray, "..
     tried = [*(_top(values, axis, packing) * OCTAVE[k] for k in EVERYWHERE), _least_errors(values, axis, packing)]
     best, least = tried[0], np.full(values.shape[:-2], np.inf)
     for scale in tried:
-        scale = np.maximum(scale, SMALLEST).astype(np.float32)
+        scale = _admitted(scale, packing)
         norm = np.asarray(weight.geometry.distance(decode(packing.encode(values, scale), scale) - values))
         best = np.where((norm < least)[..., None, None], scale, best).astype(np.float32)
         least = np.minimum(norm, least)
     return best
+
+
+def _admitted(scale: Float[np.ndarray, "..."], packing: Packing) -> Float[np.ndarray, "..."]:
+    """Scales in float32, of which none makes a number that float32 does not have."""
+    assert packing.largest is not None
+    return np.clip(scale, SMALLEST, np.finfo(np.float32).max * (1 - 1e-6) / packing.largest).astype(np.float32)
 
 
 def _top(values: Float[np.ndarray, "..."], axis: int, packing: Packing) -> Float[np.ndarray, "..."]:
@@ -135,7 +142,7 @@ def _least_errors(values: Float[np.ndarray, "..."], axis: int, packing: Packing)
     best = top = _top(values, axis, packing)
     least = np.full(top.shape, np.inf)
     for factor in OCTAVE:
-        scale = np.maximum(factor * top, SMALLEST).astype(np.float32)
+        scale = _admitted(factor * top, packing)
         error = ((decode(packing.encode(values, scale), scale) - values) ** 2).sum(axis, keepdims=True)
         best, least = np.where(error < least, scale, best), np.minimum(error, least)
     return best
@@ -151,15 +158,19 @@ def quantize(run: Path, out: Path, kind: FormatName, examples: int, watch: Wait)
         raise UserError(f"{loaded.path} is stored as {loaded.stored} already: quantize the original")
     if not all(np.isfinite(np.asarray(w.array)).all() for w in weights(loaded.model)):
         raise UserError(f"{loaded.path} holds weights that are no numbers: nothing can be proved of it")
+    if run_of(loaded.path).resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"{out} lies in the run itself: choose another directory")
     if (out / "recipe.json").exists() or (out / "checkpoints").exists():
         raise UserError(f"{out} already holds a run: choose another directory")
     evaluate = make_evaluate(loaded.recipe, make_mesh(), loaded.recipe.data.load(loaded.recipe.training.seed))
+    arrays = pack(loaded.model, PACKINGS[kind], watch)
+    if not all(np.isfinite(np.asarray(array, np.float32)).all() for array in arrays.values()):
+        raise UserError(f"{kind} cannot hold the largest weights of {loaded.path}: choose another --format")
     try:
         out.mkdir(parents=True, exist_ok=True)
         note_recipe(out, loaded.recipe)
     except OSError as error:
         raise UserError(f"cannot write to {out} ({error.strerror}): choose another directory") from error
-    arrays = pack(loaded.model, PACKINGS[kind], watch)
     path = save_weights(out, loaded.step, arrays, loaded.recipe, kind)
     comparison = compare(loaded.path, path, examples)
     sizes = _bytes(loaded.path / "model"), _bytes(path / "model")

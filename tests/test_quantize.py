@@ -16,7 +16,7 @@ from lipzoo.quantize import _main, pack, scales
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.theory.geometry import DENSE, ROWS
-from lipzoo.theory.weight import Weight, weights
+from lipzoo.theory.weight import Weight, map_weights, weights
 from lipzoo.train.checkpoint import save_model, save_weights
 from lipzoo.train.packed import PACKINGS, SCALE, decode, row_axis, unpacked
 from lipzoo.train.reading import Damaged
@@ -130,6 +130,27 @@ def test_a_text_model_runs_quantized(tmp_path, quantize):
     assert (status, err) == (0, "")
     value = json.loads((tmp_path / "small" / "quantization.json").read_text())
     assert value["measured_largest_rms"] <= value["proved_distance_rms"] < 1
+
+
+@pytest.mark.parametrize(("kind", "status"), [("int8", 0), ("float8_e4m3", 0), ("bfloat16", 2)])
+def test_the_largest_number_is_held_or_refused_and_nothing_left_behind(kind, status, digits_run, tmp_path, quantize):
+    loaded, big = lipzoo.load(digits_run), tmp_path / "big"
+    name, most = weights(loaded.model)[0].name, np.finfo(np.float32).max
+    save_model(
+        big,
+        1,
+        map_weights(lambda w: w.with_array(w.array.at[0, 0].set(most)) if w.name == name else w, loaded.model),
+        loaded.recipe,
+    )
+    got, _, err = quantize(big, tmp_path / "out", "--format", kind, "--examples", "2")
+    assert got == status, err
+    assert (tmp_path / "out").exists() == (status == 0)
+
+
+def test_a_run_is_not_written_into_itself(digits_run, quantize):
+    for out in (digits_run / "checkpoints" / "q", digits_run / "q"):
+        assert "lies in the run itself" in quantize(digits_run, out)[2]
+        assert not out.exists()
 
 
 def test_training_does_not_go_on_from_it(digits_run, tmp_path, quantize):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.theory import norms
+from lipzoo.theory.excess import largest_gram_excess
 from lipzoo.theory.numbers import Scalar
 from lipzoo.theory.weight import Weight, gram_norm
 
@@ -118,11 +119,11 @@ def normalize(
 def normalize_moves(shape: Sequence[int], cap: float, norm: float, squarings: int = norms.GRAM_SQUARINGS) -> float:
     """By how much `normalize` moves a matrix of at most this norm.
 
-    What is above goal/(1 + x), x the excess of the bound, may be divided by bound/goal, which moves it by ‖W‖(1 -
-    goal/bound) ≤ ‖W‖ - goal/(1 + x), and rounded as `target` says.
+    What is above goal/(1 + x), x the largest excess of the bound, may be divided by bound/goal, which moves it by
+    ‖W‖(1 - goal/bound) ≤ ‖W‖ - goal/(1 + x), and rounded as `target` says.
     """
     reach = norm * (1 + 2.0**-50)
-    excess = norms.gram_excess(shape, "float32", squarings)
+    excess = largest_gram_excess(shape, "float32", squarings)
     rounding = (4 * math.sqrt(min(shape[-2:])) + 16) * norms.unit_roundoff("float32")
     shrunk = reach - cap * (1 - rounding) / (1 + excess)
     return max(0.0, shrunk) + rounding * reach

@@ -5,8 +5,9 @@ the share, λ the decay, and ‖U‖ ≤ s, which is what the optimizer promises
 and the constraint moves Z by at most what it says itself (`Constraint.moves`). If it says nothing, or the optimizer
 promises nothing, old and new weight are still both under the cap, so at most 2c apart. Both networks are then of one
 architecture, under the same caps, with weights that differ by known norms, and `lipzoo.theory.runs` bounds how far
-their outputs can be from each other: e in RMS norm, for all inputs. Schedules and trust regions multiply a step by a
-factor up to 1.
+their outputs can be from each other: e in RMS norm, for all inputs. That is of the stored weights, computed exactly:
+what a network in bfloat16 or float8 rounds comes on top. Schedules multiply a step, and trust regions an update, by a
+factor up to 1: ‖Z - W‖ is then no larger, and ‖Z‖ at most c or what it is at 1, whichever is larger.
 
 Then no logit of n moves by more than √n·e, no difference of two logits by more than g = √(2n)·e, and with temperature t
 no loss by more than tg, and no prediction by more than KL ≤ min((tg)²/8, tg): log E exp(Δ) - E Δ is at most an eighth
@@ -68,7 +69,7 @@ class LargestStep:
     @property
     def kl(self) -> float:
         """How far a prediction moves, in nats."""
-        return min(self.loss**2 / 8, self.loss) * (1 + 2.0**-40)
+        return min(self.loss * self.loss / 8, self.loss) * (1 + 2.0**-40)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; where nothing is proved, null."""
@@ -82,9 +83,12 @@ class LargestStep:
             return f"nothing is proved, since {', '.join(self.silent)} does not say how far it can be off"
         if not math.isfinite(self.rms):
             names = ", ".join(self.free[:3]) + (", …" if len(self.free) > 3 else "")
-            return f"nothing is proved, since no cap holds {names or 'what it does'}"
+            return f"nothing is proved, since {f'no cap holds {names}' if names else 'the bound has no number'}"
         logit, loss, kl = (round_digits(value, 3) for value in (self.logit, self.loss, self.kl))
-        return f"any logit by {logit}, any loss by {loss} nats, any prediction by {kl} nats (KL), for every input"
+        return (
+            f"any logit by {logit}, any loss by {loss} nats, any prediction by {kl} nats (KL), for every input, "
+            "computed exactly with the stored weights"
+        )
 
 
 def largest_step(recipe: Recipe, lr: float | None = None) -> LargestStep:
@@ -125,7 +129,7 @@ def _moved(recipe: Recipe, weight: Weight, lr: float) -> float:
     rounding = FORMING * (math.sqrt(min(weight.array.shape[-2:])) + 1) * unit_roundoff(np.float32)
     if not weight.geometry.bounded:  # No cap bounds what decay does to it.
         return math.inf if decay else size / weight.rms_factor * (1 + rounding)
-    reached = (weight.cap * (1 - decay * step) + size) * (1 + rounding)
+    reached = max(weight.cap * (1 - decay * step) + size, weight.cap) * (1 + rounding)  # At a factor of 1, or of 0.
     moved = size + decay * step * weight.cap + rounding * reached
     moved += recipe.constraint.of(weight).moves(weight.array.shape, weight.cap, reached)
     return min(moved, 2 * weight.cap)
@@ -159,7 +163,7 @@ def within_limit(recipe: Recipe) -> Recipe:
     fitting = _fitting(whole, limit)
     if fitting is None:
         raise UserError(
-            f"--max-step-kl {limit:g} cannot be kept at any --lr: a step at {SLOWEST:g} times {lr:g} could move a "
+            f"--max-step-kl {limit:g} cannot be kept: even a step at {SLOWEST:g} times --lr {lr:g} could move a "
             f"prediction by {round_digits(largest_step(whole, lr * SLOWEST).kl, 3)} nats; raise it, or lower the caps"
         )
     if not recipe.training.fit_lr:

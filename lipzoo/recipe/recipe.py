@@ -155,11 +155,11 @@ class Recipe:
             override_refusal(CAP_FLAG, config.sigma_max_overrides, held, numeric=True),
             override_refusal(LR_FLAG, self.optimizer.lr_overrides, names, numeric=True),
         )
-        if any(refusals) or not caps:
-            return next(filter(None, refusals), None)
-        return next((r for w in weights(self.optimizer.shares(free)) if (r := self._weight_refusal(w))), None)
+        if any(refusals):
+            return next(filter(None, refusals))
+        return next((r for w in weights(self.optimizer.shares(free)) if (r := self._weight_refusal(w, caps))), None)
 
-    def _weight_refusal(self, weight: Weight) -> str | None:
+    def _weight_refusal(self, weight: Weight, caps: bool) -> str | None:
         config, optimizer = self.constraint, self.optimizer
         constraint, cap = config.of(weight), config.sigma_max_of(weight)
         step = optimizer.lr * weight.share
@@ -173,7 +173,7 @@ class Recipe:
             return f"{rates} would flip the sign of {weight.name}: lower one"
         if isinstance(constraint, WeightDecay) and not optimizer.weight_decay:
             return "--constraint weight-decay needs a --weight-decay above 0"
-        reason = constraint.refusal(cap, step * optimizer.update_sup(weight))
+        reason = constraint.refusal(cap, step * optimizer.update_sup(weight)) if caps else None
         if reason and math.isinf(optimizer.update_sup(weight)):
             return f"{reason}: use --optimizer muon or another --constraint for {weight.name}"
         if reason:

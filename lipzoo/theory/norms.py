@@ -217,7 +217,8 @@ def _largest_sums(power: Float[Array, "*batch s s"]) -> Float[Array, "*batch"]:
 
 
 def gram_excess(shape: Sequence[int], dtype: DTypeLike, squarings: int = GRAM_SQUARINGS) -> float:
-    """By how much `gram_norm` exceeds σ₁, relative, at most for a matrix whose singular values are all equal."""
+    """By how much `gram_norm` exceeds σ₁, relative, where all singular values are equal: an aim, and no bound, which
+    is `lipzoo.theory.excess.largest_gram_excess`."""
     size, u = min(shape[-2:]), unit_roundoff(at_least_float32(dtype))
     rounding = (gamma(gram_terms(shape), u) * size + 4 * gamma(size, u)) / 2 + 32 * u
     return size ** (0.25 / 2**squarings) * (1 + rounding) - 1

@@ -164,6 +164,8 @@ class _Hooks:
         """Reports, and does what is due."""
         training, report = self.loop.recipe.training, self.watcher.report
         self.reached, self.latest[:] = step, [state]
+        if self.mesh.size > 1 and jax.default_backend() == "cpu":
+            jax.block_until_ready(metrics)  # Steps that wait for each other's collectives would wait for ever.
         report.step(step, metrics)
         if step == training.steps or step % training.log_interval == 0:
             report.window(step, layer_norms(state.model))

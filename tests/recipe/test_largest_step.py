@@ -1,6 +1,7 @@
 """What a step can do at most: no constraint, no step of real training, and no attack on two weights goes beyond it."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -13,10 +14,12 @@ from lipzoo.data import TextConfig
 from lipzoo.data.digits import load_digits
 from lipzoo.devices.mesh import make_mesh
 from lipzoo.models import MLP, GPTConfig
-from lipzoo.recipe.largest_step import _moved, largest_step, within_limit
+from lipzoo.recipe.largest_step import _moved, fitted, largest_step, within_limit
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
+from lipzoo.theory.excess import largest_gram_excess
 from lipzoo.theory.geometry import OFFSETS, ROWS
+from lipzoo.theory.norms import gram_norm
 from lipzoo.theory.weight import map_weights, weights
 from lipzoo.train.state import init_state
 from lipzoo.train.step import step_of
@@ -50,6 +53,20 @@ def test_constraints_move_no_matrix_further_than_they_say(name, shape):
             moved = np.asarray(apply(matrix, jnp.float32(cap), jnp.float32(update)), np.float64) - matrix
             norm = np.linalg.svd(moved, compute_uv=False)[0]
             assert norm <= constraint.moves(shape, cap, reach) < 8 * update + 0.05 * cap
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize(("side", "part"), [(64, 1.0), (256, 0.5), (256, 0.75), (512, 0.75)])
+def test_projections_of_half_a_space_are_divided_by_no_more_than_is_said(side, part):
+    """What rounding does to an upper bound of their norm is more than to that of an orthogonal matrix."""
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(side, side)))[0][:, : int(part * side)] for _ in range(2))
+    matrix = (0.999999 * u @ v.T).astype(np.float32)
+    size = np.linalg.norm(matrix.astype(np.float64), 2)
+    held = CONSTRAINTS["spectral-normalize"]()
+    moved = np.asarray(held(jnp.asarray(matrix), cap=jnp.float32(1), step=Step(1e-6)), np.float64) - matrix
+    assert float(gram_norm(jnp.asarray(matrix))) / size - 1 <= largest_gram_excess((side, side), "float32", 6)
+    assert np.linalg.norm(moved, 2) <= held.moves((side, side), 1.0, size)
 
 
 def trained(recipe, data, steps):
@@ -160,10 +177,42 @@ def test_learning_rates_that_could_move_more_are_refused_or_lowered():
     lowered = within_limit(fitting)
     assert largest_step(lowered).kl <= 0.01 < largest_step(lowered, 1.02 * lowered.optimizer.lr).kl
     assert within_limit(lowered) == lowered  # As when the run is resumed.
-    with pytest.raises(UserError, match="at any --lr"):
+    with pytest.raises(UserError, match="even a step at"):
         within_limit(dataclasses.replace(fitting, training=dataclasses.replace(fitting.training, max_step_kl=1e-12)))
     free = make(max_step_kl=1e3, lr=0.5)
     assert within_limit(free) == free
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"constraint": "weight-decay", "max_step_kl": 0.1}, "needs a --weight-decay"),
+        ({"constraint": "weight-decay", "lipschitz": 5.0}, "needs a --weight-decay"),
+        ({"constraint_overrides": ("head=weight-decay",), "max_step_kl": 1.0}, "needs a --weight-decay"),
+        ({"sigma_max": 0.0, "lipschitz": 2.0}, "the cap of layers.0 must lie"),
+        ({"sigma_max": -1.0, "max_step_kl": 1.0}, "the cap of layers.0 must lie"),
+        ({"sigma_max_overrides": ("head=0",), "lipschitz": 2.0}, "the cap of head must lie"),
+    ],
+    ids=str,
+)
+def test_what_has_no_caps_is_refused_before_any_are_computed(options, words):
+    with pytest.raises(UserError, match=words):
+        fitted(make(width=16, **options))
+
+
+def test_bounds_beyond_all_numbers_are_said_to_be_so():
+    for depth, cap in ((40, 1e6), (400, 3.0)):
+        found = largest_step(make(width=8, depth=depth, sigma_max=cap))
+        assert found.told
+        assert json.loads(json.dumps(found.to_json(), allow_nan=False)).keys() == found.to_json().keys()
+
+
+def test_a_slower_step_is_not_worse_where_weights_decay():
+    """Then a weight is further from its cap at the peak of the learning rate than below it."""
+    recipe = make(lr=1e-6, weight_decay=5.0, sigma_max=100.0)
+    for weight in weights(recipe.abstract_model()):
+        whole = _moved(recipe, weight, 1e-6)
+        assert all(_moved(recipe, weight, factor * 1e-6) <= whole for factor in (1e-3, 0.1, 0.5, 0.9))
 
 
 def test_overridden_rates_count():
