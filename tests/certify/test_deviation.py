@@ -198,7 +198,8 @@ def climb(model, low, x, dtype, radius, rounds=12):
         best = x[np.argsort(-score)[:keep]]
         x = best[rng.integers(0, keep, size=len(x))]
         if x.dtype == np.int32:
-            changed = rng.uniform(size=x.shape) < 0.1
+            rate = np.geomspace(0.5 / x.shape[1], 0.9, len(x))[:, None]  # From hardly a token to nearly all.
+            changed = rng.uniform(size=x.shape) < rate
             x = np.where(changed, rng.integers(0, 11, size=x.shape), x).astype(np.int32)
         else:
             size = np.geomspace(1e-8, 1.0, len(x)).reshape(-1, *[1] * (x.ndim - 1))
