@@ -98,7 +98,7 @@ def measure(recipe: Recipe, line: CommandLine) -> dict[str, Any]:
     plan, hyper = resolve(recipe)
     computation, one, key = Computation(plan, mesh), jnp.float32(1), jax.random.key(0)
     optimizer = plan.transform(functools.partial(spread, mesh))
-    differentiate = jax.jit(lambda model, batch: computation.loss_and_gradient(model, batch, one)[1])
+    differentiate = jax.jit(lambda model, batch: computation.loss_and_gradient(model, batch, hyper)[1])
     known = {"hyper": hyper, "clock": jnp.int32(0), "lr": one, "fraction": one, "logits_fn": None}
     update = jax.jit(lambda gradient, state, model: optimizer.update(gradient, state, model, **known))
     gradient = differentiate(state.model, batch)

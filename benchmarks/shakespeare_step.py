@@ -121,7 +121,7 @@ def main() -> None:
     model: Any = init_state(recipe, mesh).model
     plan, hyper = resolve(recipe)
     computation, optimizer, one = Computation(plan, mesh), plan.transform(), jnp.float32(1)
-    differentiate = jax.jit(lambda model, batch: computation.loss_and_gradient(model, batch, one)[1])
+    differentiate = jax.jit(lambda model, batch: computation.loss_and_gradient(model, batch, hyper)[1])
     known = {"hyper": hyper, "clock": jnp.int32(0), "lr": one, "fraction": one, "logits_fn": None}
     update = jax.jit(lambda gradient, state, model: optimizer.update(gradient, state, model, **known))
     grads, opt_state, key = differentiate(model, batch), optimizer.init(model), jax.random.key(0)

@@ -17,8 +17,10 @@ FLOORS = (
     {"models"},
     {"recipe"},
     {"train"},
-    {"certify", "sweep", "sample", "activations", "import_npz", "testing"},
+    {"certify", "sample", "activations", "import_npz", "testing"},
     {"evaluate", "compare"},
+    {"sweep"},
+    {"frontier"},
     {"cli", "experiments", "quantize"},
     {"__init__"},  # what a notebook sees
 )
@@ -83,7 +85,7 @@ def test_a_file_can_be_read_in_one_go(path):
     assert len(path.read_text().splitlines()) <= LONGEST
 
 
-FEW_USE = {"grain", "matplotlib", "orbax", "pydantic", "scipy", "sklearn", "tiktoken"}
+FEW_USE = {"grain", "matplotlib", "orbax", "pyarrow", "pydantic", "scipy", "sklearn", "tiktoken"}
 
 
 @pytest.mark.parametrize(("module", "absent"), [("lipzoo", FEW_USE | {"jax"}), ("recipes.cifar_mlp", FEW_USE)])

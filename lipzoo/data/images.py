@@ -1,6 +1,7 @@
 """Labelled images in memory, and their shuffled batches."""
 
 import dataclasses
+import functools
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,7 +41,18 @@ class Images:
 
     def batches(self, *, batch_size: int, count: int, seed: int, rows: slice = ALL) -> "grain.DatasetIterator":
         """These `rows` of the first `count` batches of shuffled training images, changed at random if so asked."""
-        return iterate(ShuffledBatches(self.train, batch_size, count, seed, self.augment, rows))
+        return iterate(ShuffledBatches(self.train, batch_size, count, seed, self._augmented, rows))
+
+    @functools.cached_property
+    def _augmented(self) -> "Augmented | None":
+        return None if self.augment is None else Augmented(self.augment, self.augment.windows(self.train.input))
+
+
+class Augmented(NamedTuple):
+    """How images are changed, and all of them in every place, which runs on the same images share."""
+
+    augment: "Augment"
+    windows: UInt8[np.ndarray, "n c shifts shifts h w"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +146,13 @@ class ShuffledBatches:
         batch_size: int,
         batches: int,
         seed: int,
-        augment: Augment | None = None,
+        augmented: Augmented | None = None,
         rows: slice = ALL,
     ):
         self._split = split
         self._batches = batches
         self._shuffle = Shuffle(len(split.label), batch_size, seed)
-        self._augment = augment
-        self._windows = augment.windows(split.input) if augment else None
+        self._augmented = augmented
         self._rows = rows
 
     def __repr__(self) -> str:
@@ -153,8 +164,9 @@ class ShuffledBatches:
 
     def __getitem__(self, index: int) -> Batch:
         chosen = self._shuffle[index]
-        if self._augment is None or self._windows is None:
+        if self._augmented is None:
             image = self._split.input[chosen[self._rows]]
         else:
-            image = self._augment.pick(self._windows, chosen, [self._shuffle.seed, index, 1], self._rows)
+            augment, windows = self._augmented
+            image = augment.pick(windows, chosen, [self._shuffle.seed, index, 1], self._rows)
         return {"input": image, "label": self._split.label[chosen[self._rows]]}

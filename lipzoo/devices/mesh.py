@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Shaped
 from lipzoo.system.errors import UserError
 
 AXES = ("data", "fsdp")
+RUNS = "runs"
+"""The axis, beside these, over which many runs at once are dealt out."""
 Matrices = Float[Array, "*batch m n"]
 
 
@@ -44,6 +46,16 @@ def make_mesh(text: str = "1") -> Mesh:
     return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 2, devices=available[:needed])
 
 
+def runs_mesh(devices: int) -> Mesh:
+    """So many devices for runs at once, each of which is on one of them."""
+    return jax.make_mesh((devices, 1, 1), (RUNS, *AXES), (AxisType.Auto,) * 3, devices=jax.devices()[:devices])
+
+
+def sharing(mesh: Mesh) -> int:
+    """How many devices share one run."""
+    return math.prod(mesh.shape[axis] for axis in AXES)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -67,12 +79,12 @@ def place(batch: dict[str, Shaped[np.ndarray, "rows ..."]], mesh: Mesh) -> dict[
 
 def stored(mesh: Mesh, tree: Any) -> Any:
     """How each array of a state is stored: its largest axis split over all devices, if they divide one."""
-    return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x.shape, mesh.size, AXES)), tree)
+    return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x.shape, sharing(mesh), AXES)), tree)
 
 
 def gathered(mesh: Mesh, tree: Any) -> Any:
     """How forward and backward see each weight: split over `fsdp` alone."""
-    return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x.shape, mesh.size, AXES[1:])), tree)
+    return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x.shape, sharing(mesh), AXES[1:])), tree)
 
 
 def _spec(shape: tuple[int, ...], devices: int, axes: tuple[str, ...]) -> PartitionSpec:
@@ -97,11 +109,12 @@ def spread(mesh: Mesh, function: Callable[..., Matrices]) -> Callable[..., Matri
 
     def dealt(*matrices: Matrices) -> Matrices:
         shape = matrices[0].shape
-        axis = _split_axis(shape, mesh.size)
-        if mesh.size == 1 or len(shape) == 2 or (axis is not None and axis < len(shape) - 2):
+        devices = sharing(mesh)
+        axis = _split_axis(shape, devices)
+        if devices == 1 or len(shape) == 2 or (axis is not None and axis < len(shape) - 2):
             return function(*matrices)
         count = math.prod(shape[:-2])
-        flat = (jnp.pad(x.reshape(count, *shape[-2:]), ((0, -count % mesh.size), (0, 0), (0, 0))) for x in matrices)
+        flat = (jnp.pad(x.reshape(count, *shape[-2:]), ((0, -count % devices), (0, 0), (0, 0))) for x in matrices)
         result = function(*(jax.lax.with_sharding_constraint(x, batched(mesh)) for x in flat))
         result = jax.lax.with_sharding_constraint(result, batched(mesh))
         back = PartitionSpec() if axis is None else PartitionSpec(*[None] * (axis - len(shape) + 3), AXES)

@@ -43,12 +43,12 @@ def with_lipschitz(recipe: Recipe) -> Recipe:
                 "use --constraint soft-cap, hard-cap, svd-cap, spectral-normalize or stiefel"
             )
     limit = math.log(asked)
-    log_bound = functools.partial(_log_bound, model)
-    if limit + math.log1p(-NEAR) <= log_bound(whole) <= limit:
+    by_caps = functools.partial(log_bound, model)
+    if limit + math.log1p(-NEAR) <= by_caps(whole) <= limit:
         return recipe
-    factor = _largest(lambda factor: log_bound(scaled(whole, factor)) <= limit, whole)
+    factor = _largest(lambda factor: by_caps(scaled(whole, factor)) <= limit, whole)
     if factor is None:
-        least = format_power(log_bound(scaled(whole, _ends(whole)[0])) / math.log(10))
+        least = format_power(by_caps(scaled(whole, _ends(whole)[0])) / math.log(10))
         raise UserError(
             f"--lipschitz {asked:g} is not to be had by caps: with the smallest ones the network can still be "
             f"{least}-Lipschitz; change its depth, its residual connections or its normalization"
@@ -80,7 +80,7 @@ def _six_digits(value: float) -> float:
     return float(round_digits(value, 6, up=False))
 
 
-def _log_bound(model: Any, recipe: Recipe) -> float:
+def log_bound(model: Any, recipe: Recipe) -> float:
     """log L by the caps that a recipe gives the weights of a model."""
     capped = set_caps(model, {weight.name: recipe.cap_of(weight) for weight in weights(model)})
     return float(capped.bound(Bound.start(model.takes, 1.0), cap_norm).log_lipschitz)

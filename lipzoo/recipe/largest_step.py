@@ -24,6 +24,7 @@ from lipzoo.config.overrides import number, override
 from lipzoo.layers.base import silent
 from lipzoo.optim.config import LR_FLAG
 from lipzoo.recipe.asked import with_lipschitz, without_arrays
+from lipzoo.recipe.certify_at import with_certify_at
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.theory.bound import Bound
@@ -141,7 +142,7 @@ def fitted(recipe: Recipe) -> Recipe:
     It is its own: what a run has stored is not changed when the run is resumed. Raises UserError.
     """
     recipe.check(caps=False)
-    recipe = within_limit(with_lipschitz(recipe))
+    recipe = within_limit(with_certify_at(with_lipschitz(recipe)))
     recipe.check()
     return recipe
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 from typing import Annotated
 
 from lipzoo.config.fields import options
@@ -23,6 +24,11 @@ class TrainingConfig:
     """Optimizer steps."""
     temperature: Annotated[float, Range(0, 1e6, open_low=True)] = 1.0
     """The training loss is the cross-entropy of temperature × logits; the model and its bound are without it."""
+    margin: NonNegative = 0.0
+    """What the training loss takes off the logit of the right class, so that it asks for so much more of it."""
+    certify_at: str = ""
+    """Choose --temperature and --margin for the certified accuracy of images at this ℓ₂ distance, such as 36/255 (of
+    pixels in [0, 1]), from the bound that the caps promise."""
     accum_steps: Whole = 1
     """Parts that a batch is computed in, one after the other, to save memory; 0 for as many as keep a device at 65,536
     tokens or images at once."""
@@ -77,8 +83,19 @@ class TrainingConfig:
         """How many devices share each batch."""
         return math.prod(mesh_shape(self.mesh) or (1,))
 
+    @property
+    def epsilon(self) -> float | None:
+        """`certify_at` as a number; None if it is none, or not positive."""
+        try:
+            value = float(Fraction(self.certify_at))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            return None
+        return value if 0 < value < math.inf else None
+
     def conflict(self, batch_size: int) -> str | None:
         """Which settings do not go together, or None."""
+        if self.certify_at and self.epsilon is None:
+            return f"--certify-at takes a number or a fraction such as 36/255, got {self.certify_at!r}"
         if mesh_shape(self.mesh) is None:
             return f"--mesh takes a number of devices such as 8, or data × FSDP such as 4x2, got {self.mesh!r}"
         if batch_size % (max(self.accum_steps, 1) * self.devices):

@@ -86,13 +86,15 @@ def unused_refusal(default: Recipe, given: Recipe) -> str | None:
     """The first flag that was given, so that `given` differs from the default there, and does nothing; or None."""
     before = named_fields(default.to_json())
     for name, value in named_fields(given.to_json()).items():
-        if value == before.get(name) or value == ():
-            continue
-        for part in (*_parts(name), name):
-            condition, why = USED.get(part, (lambda _: True, ""))
-            if not condition(given):
-                return f"{flag(name)} has no effect {why}: leave it out"
+        if value != before.get(name) and value != () and (why := idle(name, given)):
+            return f"{flag(name)} has no effect {why}: leave it out"
     return None
+
+
+def idle(name: str, recipe: Recipe) -> str | None:
+    """Why a field, named as on the command line, does nothing in this recipe; None if it does something."""
+    known = (USED[part] for part in (*_parts(name), name) if part in USED)
+    return next((why for does, why in known if not does(recipe)), None)
 
 
 def _parts(name: str) -> list[str]:

@@ -5,7 +5,6 @@ import csv
 import functools
 import json
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,19 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from lipzoo.data import Data
-from lipzoo.devices.mesh import make_mesh, place, replicated
+from lipzoo.devices.mesh import make_mesh
 from lipzoo.recipe.recipe import Recipe
+from lipzoo.sweep.together import train_together
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
 from lipzoo.system.progress import started
 from lipzoo.train.evaluate import make_evaluate
-from lipzoo.train.plan import resolve
-from lipzoo.train.state import State, init_state
-from lipzoo.train.step import Metrics, TrainStep, make_train_step
-from lipzoo.train.steps import advance
 
 Row = dict[str, Any]
 Curves = dict[str, np.ndarray]
-CHECK_EVERY = 50
-"""Steps between looks at the loss: a run whose loss is not finite stops."""
 
 
 def ebc_name(recipe: Recipe) -> str:
@@ -103,42 +97,19 @@ class Runner:
         return row
 
     def _train(self, recipe: Recipe) -> tuple[Row, Curves]:
-        mesh, steps = make_mesh(), recipe.training.steps
-        plan, hyper = resolve(recipe)
-        stream = self._data.batches(batch_size=recipe.data.batch_size, count=steps, seed=recipe.training.seed)
+        name, steps = run_name(recipe), recipe.training.steps
         with started(progress()) as bar:
-            hooks = _Collector(make_train_step(plan, mesh), bar, run_name(recipe), steps)
-            batches = map(functools.partial(place, mesh=mesh), stream)
-            state = advance(init_state(recipe, mesh), batches, jax.device_put(hyper, replicated(mesh)), steps, hooks)
-            jax.block_until_ready(state)
-        seconds = time.perf_counter() - hooks.start
-        values = jax.device_get(hooks.told)
-        curves = {name: np.array([value[name] for value in values], np.float64) for name in values[0]}
+            task = bar.add_task(f"{name}: compiling", total=steps)
+            watch = functools.partial(_show, bar, task, name)
+            (trained,) = train_together([recipe], lambda _: self._data, watch)
         _, size = recipe.data.unit
-        speed = (len(values) - 1) * recipe.data.batch_size * size / seconds
-        return result_of(recipe, self._evaluate(state.model), curves, seconds, speed), curves
+        speed = (len(trained.curves["loss"]) - 1) * recipe.data.batch_size * size / trained.seconds
+        values = self._evaluate(trained.model)
+        return result_of(recipe, values, trained.curves, trained.seconds, speed), trained.curves
 
 
-class _Collector:
-    """Hooks that keep the metrics of all steps on the device, show how far a run is, and end one that has diverged."""
-
-    def __init__(self, step: TrainStep, bar: Progress, name: str, steps: int):
-        self.told: list[Metrics] = []
-        self.start = math.nan
-        """When the first step was done: what comes before is mostly compilation."""
-        self._step, self._bar, self._name = step, bar, name
-        self._task = bar.add_task(f"{name}: compiling", total=steps)
-
-    def before(self, step: int, state: State) -> TrainStep:
-        return self._step
-
-    def after(self, step: int, state: State, metrics: Metrics) -> tuple[State, bool]:
-        self.told.append(metrics)
-        if step == 1:
-            jax.block_until_ready(state)
-            self.start = time.perf_counter()
-        self._bar.update(self._task, completed=step, description=self._name)
-        return state, step % CHECK_EVERY == 0 and not math.isfinite(float(metrics["loss"]))
+def _show(bar: Progress, task: TaskID, name: str, step: int) -> None:
+    bar.update(task, completed=step, description=name)
 
 
 def result_of(recipe: Recipe, values: dict[str, float], curves: Curves, seconds: float, speed: float) -> Row:

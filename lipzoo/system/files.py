@@ -33,9 +33,14 @@ def expanded(path: str | Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` whole or not at all. Processes that write the same file do not disturb each other."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -20,12 +20,14 @@ TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 @contextlib.contextmanager
-def held(run: Path) -> Iterator[None]:
-    """Holds the lock of a run. Raises UserError if another process does, OSError if the run cannot be written to.
+def held(run: Path, name: str = LOCK) -> Iterator[None]:
+    """Holds the lock of a run, or of a part of it.
+
+    **Raises:** UserError if another process does, OSError if the run cannot be written to.
 
     Where the file system has no locks it warns and goes on.
     """
-    descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(run / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _take(descriptor, run)
         yield
@@ -40,6 +42,6 @@ def _take(descriptor: int, run: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in TAKEN:
-            raise UserError(f"another process is training in {run}: wait for it to end, or stop it") from error
+            raise UserError(f"another process is working in {run}: wait for it to end, or stop it") from error
         reason = f"warning: {run} cannot be locked ({error.strerror}): do not train in it from two processes at once"
         print(reason, file=sys.stderr)

@@ -15,8 +15,8 @@ from lipzoo.data import Data, Split
 from lipzoo.devices.mesh import place, process_rows, replicated
 from lipzoo.models import AbstractModule
 from lipzoo.recipe.recipe import Recipe
-from lipzoo.train.plan import resolve
-from lipzoo.train.step import Computation, correct
+from lipzoo.train.plan import Plan, resolve
+from lipzoo.train.step import KEPT, Computation, correct
 
 Watch = Callable[[int, int], None]
 """Told after each batch of an evaluation how many are done, and of how many; may raise to stop it."""
@@ -58,18 +58,9 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, data: Data) -> Evaluate:
     is the fraction that no change of the pixels of ℓ₂ size `EPSILON` makes wrong. Few batches are under way at any
     time, so that whoever watches them can call the rest off.
     """
-    classes, temperature = recipe.data.sizes[1], recipe.training.temperature
-    computation = Computation(resolve(recipe)[0], mesh)
-    splits = {name: _on_device(split, mesh, classes) for name, split in data.tests.items()}
-
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def sums(model: AbstractModule, batch: dict[str, Array], pairs: Array | None) -> tuple[Array, ...]:
-        logits = computation.logits(computation.compute_copy(model), batch["input"]).astype(jnp.float32)
-        losses = optax.softmax_cross_entropy_with_integer_labels(temperature * logits, batch["label"])
-        right = correct(logits, batch["label"])
-        kept = () if pairs is None else ((_holds(logits, batch["label"], pairs) * batch["weight"]).sum(),)
-        return (losses * batch["weight"]).sum(), (right * batch["weight"]).sum(), *kept
-
+    plan, hyper = resolve(recipe)
+    splits = {name: _on_device(split, mesh, recipe.data.sizes[1]) for name, split in data.tests.items()}
+    sums = _make_sums(plan, mesh)
     count = sum(len(batches) for batches, _ in splits.values())
 
     def evaluate(
@@ -80,7 +71,7 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, data: Data) -> Evaluate:
         for name, (batches, total) in splits.items():
             parts: list[tuple[Array, ...]] = []
             for batch in batches:
-                parts.append(sums(model, batch, pairs))
+                parts.append(sums(model, batch, hyper.temperature, pairs))
                 jax.block_until_ready(parts[max(len(parts) - 1 - AHEAD, 0)])
                 done += 1
                 watch(done, count)
@@ -89,6 +80,24 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, data: Data) -> Evaluate:
         return values
 
     return evaluate
+
+
+@functools.lru_cache(KEPT)
+def _make_sums(plan: Plan, mesh: Mesh) -> Callable[..., tuple[Array, ...]]:
+    """Sums over a batch of losses, right answers and, with pairs of constants, of what is certified."""
+    computation = Computation(plan, mesh)
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def sums(
+        model: AbstractModule, batch: dict[str, Array], temperature: Array, pairs: Array | None
+    ) -> tuple[Array, ...]:
+        logits = computation.logits(computation.compute_copy(model), batch["input"]).astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(temperature * logits, batch["label"])
+        right = correct(logits, batch["label"])
+        kept = () if pairs is None else ((_holds(logits, batch["label"], pairs) * batch["weight"]).sum(),)
+        return (losses * batch["weight"]).sum(), (right * batch["weight"]).sum(), *kept
+
+    return sums
 
 
 def _holds(

@@ -42,7 +42,7 @@ class Plan:
     - `held`: how each constrained weight is held, by name.
     - `steps`: of the schedule. `parts`: of a batch, one after the other.
     - `white`: the pixel value that becomes 1; None for tokens. `averages`: whether the mean of the weights is kept.
-    - `measures`: whether a step tells how far it moved its batch.
+    - `measures`: whether a step tells how far it moved its batch. `asks`: whether the loss asks for a margin.
     """
 
     model: AbstractModelConfig
@@ -56,6 +56,7 @@ class Plan:
     white: int | None
     averages: bool
     measures: bool
+    asks: bool
 
     def build_model(self, key: PRNGKeyArray) -> AbstractModule:
         """The network with fresh weights, bare."""
@@ -84,6 +85,7 @@ def resolve(recipe: Recipe) -> tuple[Plan, Hyper]:
         {weight.name: weight.share for weight in found},
         {weight.name: weight.cap for weight in found},
         temperature=training.temperature,
+        margin=training.margin,
         target_kl=ebc.target_kl,
         ema=training.ema,
     )
@@ -103,6 +105,7 @@ def resolve(recipe: Recipe) -> tuple[Plan, Hyper]:
         recipe.data.white,
         training.ema > 0,
         training.measure_steps,
+        training.margin > 0,
     )
     return plan, hyper
 

@@ -5,15 +5,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from lipzoo.constraints import Step
-from lipzoo.devices.mesh import batched, gathered, replicated, spread, stored
+from lipzoo.devices.mesh import RUNS, batched, gathered, replicated, spread, stored
 from lipzoo.layers.base import Mask
 from lipzoo.layers.stack import Stack
 from lipzoo.models import AbstractModule
@@ -31,6 +32,7 @@ from lipzoo.train.state import State, abstract_state
 Metrics = dict[str, Float[Array, "*runs"]]
 Batch = dict[str, Array]
 TrainStep = Callable[[State, Batch, Hyper], tuple[State, Metrics]]
+TrainSteps = Callable[[State, Batch, Array, Hyper], tuple[State, Metrics]]
 FULL = Mask()
 
 
@@ -50,26 +52,31 @@ def make_train_step(plan: Plan, mesh: Mesh, window: int = 0) -> TrainStep:
 
 
 @functools.lru_cache(KEPT)
-def make_train_steps(plan: Plan, mesh: Mesh, window: int = 0) -> TrainStep:
-    """The step of many runs at once: states, batches, numbers and metrics with a leading axis, and one clock for all.
+def make_train_steps(plan: Plan, mesh: Mesh, window: int = 0) -> TrainSteps:
+    """The step of many runs at once, (states, batches, which, hypers) → (states, metrics): states, numbers and metrics
+    have a leading axis, dealt out to the devices of a `runs_mesh`; run i reads batch `which[i]`.
 
-    Since the clock is one, what happens every so many steps is a branch as in a single run.
+    One clock is for all, so what happens every so many steps is a branch as in a single run.
     """
     computation = Computation(plan, mesh, Mask(window))
 
-    def one(clock: Array, rest: tuple[Any, ...], batch: Batch, hyper: Hyper) -> tuple[Any, ...]:
+    def one(clock: Array, rest: tuple[Any, ...], batches: Batch, which: Array, hyper: Hyper) -> tuple[Any, ...]:
         model, opt_state, key, average = rest
+        batch = jax.tree.map(lambda x: x[which], batches)
         state, metrics = computation.step(State(model, opt_state, clock, key, average), batch, hyper)
         return state.step, (state.model, state.opt_state, key, state.average), metrics
 
-    runs = jax.vmap(one, in_axes=(None, 0, 0, 0), out_axes=(None, 0, 0))
+    runs = jax.vmap(one, in_axes=(None, 0, None, 0, 0), out_axes=(None, 0, 0), spmd_axis_name=RUNS)
+    dealt, whole = NamedSharding(mesh, PartitionSpec(RUNS)), replicated(mesh)
+    states = eqx.tree_at(lambda state: state.step, jax.tree.map(lambda _: dealt, abstract_state(plan)), whole)
 
-    def step(state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
+    def step(state: State, batches: Batch, which: Array, hyper: Hyper) -> tuple[State, Metrics]:
         rest = (state.model, state.opt_state, state.key, state.average)
-        clock, (model, opt_state, key, average), metrics = runs(state.step, rest, batch, hyper)
+        clock, (model, opt_state, key, average), metrics = runs(state.step, rest, batches, which, hyper)
         return State(model, opt_state, clock, key, average), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    shardings = {"in_shardings": (states, whole, whole, dealt), "out_shardings": (states, dealt)}
+    return jax.jit(step, donate_argnums=0, **shardings)
 
 
 def step_of(recipe: Recipe, mesh: Mesh) -> Callable[[State, Batch], tuple[State, Metrics]]:
@@ -90,7 +97,7 @@ class Computation:
     def step(self, state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
         """The state after a step, and what is told of it."""
         params: Any = state.model
-        (loss, accuracy), gradient = self.loss_and_gradient(params, batch, hyper.temperature)
+        (loss, accuracy), gradient = self.loss_and_gradient(params, batch, hyper)
         fraction = self.plan.factor(state.step)
         lr = hyper.lr * fraction
         known = {"hyper": hyper, "clock": state.step, "lr": lr, "fraction": fraction}
@@ -171,14 +178,14 @@ class Computation:
         low = jax.tree.map(lambda x: rounded(x, self.plan.model_dtype), model)
         return jax.tree.map(gather, low, is_leaf=lambda node: isinstance(node, Stack))
 
-    def loss_and_gradient(self, model: Any, batch: Batch, temperature: Number) -> tuple[tuple[Array, Array], Any]:
+    def loss_and_gradient(self, model: Any, batch: Batch, hyper: Hyper) -> tuple[tuple[Array, Array], Any]:
         """Mean loss, accuracy and float32 gradient over the batch, computed in parts."""
         parts = self.plan.parts
         low = self.compute_copy(model)
 
         def differentiate(part: Batch) -> tuple[tuple[Array, Array], Any]:
             with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-                values, gradient = jax.value_and_grad(self._loss, has_aux=True)(low, part, temperature)
+                values, gradient = jax.value_and_grad(self._loss, has_aux=True)(low, part, hyper)
             gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
             return values, jax.lax.with_sharding_constraint(gradient, stored(self.mesh, gradient))
 
@@ -197,14 +204,13 @@ class Computation:
         """A batch in its parts, each of which takes rows from every device."""
         return x.reshape(-1, self.plan.parts, *x.shape[1:]).swapaxes(0, 1)
 
-    def _loss(
-        self, model: AbstractModule, batch: Batch, temperature: Number
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Cross-entropy of temperature × logits, and accuracy."""
+    def _loss(self, model: AbstractModule, batch: Batch, hyper: Hyper) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Cross-entropy of temperature × logits, less the margin at the label, and accuracy."""
         logits, labels = self.logits(model, batch["input"]), batch["label"]
         # For a few classes one-hot products are one fused loop forward and one backward; a gather is a dozen of them.
         one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        losses = optax.softmax_cross_entropy(jnp.asarray(temperature, logits.dtype) * logits, one_hot)
+        asked = logits - jnp.asarray(hyper.margin, logits.dtype) * one_hot if self.plan.asks else logits
+        losses = optax.softmax_cross_entropy(jnp.asarray(hyper.temperature, logits.dtype) * asked, one_hot)
         return losses.mean().astype(jnp.float32), correct(logits, labels).mean()
 
     def logits(self, model: AbstractModule, x: Array) -> Float[Array, "batch *time classes"]:

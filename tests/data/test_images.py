@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lipzoo.data import Augment, DataConfig, Form, ShuffledBatches, Split, iterate
+from lipzoo.data import Augment, Augmented, DataConfig, Form, ShuffledBatches, Split, iterate
 from lipzoo.data.digits import load_digits
 from lipzoo.data.images import as_pixels, randomize_labels
 
@@ -40,7 +40,9 @@ def test_the_stream_goes_on_from_a_saved_state():
 
 
 def test_mirroring_reverses_rows_of_about_half_of_the_images():
-    stream = iterate(ShuffledBatches(numbered(100), 100, 20, 0, Augment((1, 2, 3), flip=True)))
+    augment = Augment((1, 2, 3), flip=True)
+    split = numbered(100)
+    stream = iterate(ShuffledBatches(split, 100, 20, 0, Augmented(augment, augment.windows(split.input))))
     mirrored = 0
     for batch in stream:
         plain = numbered(100).input[batch["label"]].reshape(-1, 2, 3)

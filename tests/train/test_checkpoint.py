@@ -275,7 +275,7 @@ def test_a_run_whose_directory_is_gone_is_saved_elsewhere(tiny, tmp_path):
 
 
 def test_one_process_at_a_time_writes_to_a_run(run_copy):
-    with held(run_copy), pytest.raises(UserError, match="another process is training in"):
+    with held(run_copy), pytest.raises(UserError, match="another process is working in"):
         train(make(**SMALL_RUN), run_copy, resume=True)
     with held(run_copy):
         pass

@@ -3,18 +3,18 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lipzoo.constraints import CONSTRAINTS
 from lipzoo.data.digits import load_digits
-from lipzoo.devices.mesh import make_mesh
+from lipzoo.devices.mesh import make_mesh, replicated, runs_mesh
 from lipzoo.optim import EBCConfig
 from lipzoo.optim.hyper import rounded_down
+from lipzoo.sweep.together import dealt, joined, stacked
 from lipzoo.theory.weight import weights
 from lipzoo.train.plan import resolve
-from lipzoo.train.state import State, init_state
+from lipzoo.train.state import init_state
 from lipzoo.train.step import make_train_step, make_train_steps
 from tests.conftest import svd_norm
 from tests.recipe.test_recipe import make
@@ -42,16 +42,6 @@ def recipes(constraint, optimizer):
         yield recipe
 
 
-def stacked(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def joined(states):
-    """One state of many runs: its clock is that of all."""
-    model, opt_state, key = stacked([(state.model, state.opt_state, state.key) for state in states])
-    return State(model, opt_state, jnp.array(states[0].step), key)
-
-
 CASES = [("muon", name) for name in CONSTRAINTS] + [("adamw", "soft-cap"), ("adamw", "spectral-normalize")]
 
 
@@ -66,13 +56,15 @@ def test_three_runs_in_one_compiled_step_are_what_each_is_alone(optimizer, const
     plans, hypers = zip(*map(resolve, runs), strict=True)
     assert len(set(plans)) == 1
     alone = [init_state(recipe, mesh) for recipe in runs]
-    together, many, one = joined(alone), make_train_steps(plans[0], mesh), make_train_step(plans[0], mesh)
+    deal = runs_mesh(3 if optimizer == "muon" else 1)  # One for each, or one for all.
+    together, many, one = joined(alone, deal), make_train_steps(plans[0], deal), make_train_step(plans[0], mesh)
+    which, hyper = jax.device_put(np.arange(3), replicated(deal)), jax.device_put(stacked(hypers), dealt(deal))
     streams = [DIGITS.batches(batch_size=32, count=STEPS, seed=recipe.training.seed) for recipe in runs]
     caps = [{weight.name: weight.cap for weight in weights(recipe.abstract_model())} for recipe in runs]
     for batches in zip(*streams, strict=True):
         results = [one(*run) for run in zip(alone, batches, hypers, strict=True)]
         alone, told = zip(*results, strict=True)
-        together, metrics = many(together, stacked(batches), stacked(hypers))
+        together, metrics = many(together, stacked(batches), which, hyper)
         for index, values in enumerate(told):
             for name, value in values.items():
                 np.testing.assert_allclose(

@@ -1,0 +1,168 @@
+"""Figures 2, 3 and 4 of Newhouse et al. 2025 (arXiv 2507.13338) measured anew, under certified bounds.
+
+2: what an MLP on CIFAR-10 reaches under each bound, for twelve pairs of optimizer and constraint. 3: what attacks leave
+of two MLPs of equal accuracy, one held by soft cap and one of AdamW. 4: what a character GPT reaches under each bound.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from lipzoo.frontier.draw import draw_frontier
+from lipzoo.sweep.axes import axes_of, grid
+from lipzoo.sweep.drive import drive
+from lipzoo.sweep.results import Results
+from lipzoo.sweep.runs import Run, base_of, runs_of
+from lipzoo.system.paths import UserPath
+from lipzoo.system.terminal import program
+
+Words = Mapping[str, Sequence[str]]
+CAPPED = ("spectral-normalize", "stiefel", "soft-cap", "hard-cap")
+
+
+@dataclasses.dataclass(frozen=True)
+class Grids:
+    """Several grids of one recipe, with what they have in common."""
+
+    recipe: str
+    common: Words
+    grids: tuple[Words, ...]
+
+    def runs(self) -> list[Run]:
+        """Their runs, each once."""
+        base = base_of(self.recipe, None)
+        settings = [one for words in self.grids for one in grid(axes_of(base.recipe, {**self.common, **words}))]
+        return runs_of(base, settings)
+
+
+def pairs(caps: Sequence[str], decays: Sequence[str], spectral: Sequence[str], rates: Words) -> tuple[Words, ...]:
+    """Twelve pairs of optimizer and constraint, each with its own strengths, and the learning rates of optimizers."""
+    return tuple(
+        {"optimizer": [optimizer], "lr": lrs, **strength}
+        for optimizer, lrs in rates.items()
+        for strength in (
+            {"constraint": CAPPED, "sigma_max": caps},
+            {"constraint": ["weight-decay"], "weight_decay": decays},
+            {"constraint": ["spectral-weight-decay"], "spectral_wd": spectral},
+        )
+    )
+
+
+PLAIN: Words = {"polynomial": ["six-row"], "temperature": ["1"], "random_flip": ["false"], "random_shift": ["0"]}
+"""The published recipe of the MLP, whose loss is not sharpened."""
+MLP = {
+    "small": Grids(
+        "cifar_mlp",
+        {**PLAIN, "steps": ["500"], "seed": ["0"]},
+        pairs(
+            ("1", "2", "4", "8"),
+            ("0.03", "0.1", "0.3"),
+            ("0.01", "0.05", "0.2"),
+            {"muon": ("0.03", "0.1", "0.3"), "adamw": ("0.001", "0.003", "0.01")},
+        ),
+    ),
+    "full": Grids(
+        "cifar_mlp",
+        {**PLAIN, "steps": ["4882"], "seed": ["0", "1", "2"]},
+        pairs(
+            ("1", "1.5", "2", "3", "4", "6", "8"),
+            ("log:0.01:1:6",),
+            ("log:0.001:0.3:6",),
+            {"muon": ("log:0.01:1:7",), "adamw": ("log:0.0003:0.03:7",)},
+        ),
+    ),
+}
+ROBUST = {
+    size: Grids(
+        "cifar_mlp",
+        {**PLAIN, "steps": [steps], "seed": ["0"]},
+        (
+            {"optimizer": ["muon"], "constraint": ["soft-cap"], "sigma_max": ["2", "3", "4"], "lr": ["0.1", "0.23"]},
+            {
+                "optimizer": ["adamw"],
+                "constraint": ["none"],
+                "weight_decay": ["0.1"],
+                "lr": ["0.001", "0.003", "0.0081"],
+            },
+        ),
+    )
+    for size, steps in {"small": "500", "full": "4882"}.items()
+}
+GPT = {
+    "small": Grids(
+        "shakespeare_gpt",
+        {"batch_size": ["16"], "accum_steps": ["4"], "steps": ["200"], "seed": ["0"]},
+        (
+            {
+                "constraint": ["soft-cap", "hard-cap", "spectral-normalize"],
+                "lr": ["0.5", "2"],
+                "sigma_max_overrides": ["head=2", "head=5", "head=9.9", "head=30"],
+            },
+            {
+                "optimizer": ["adamw"],
+                "constraint": ["none"],
+                "lr": ["0.0005", "0.002"],
+                "weight_decay": ["0", "0.1", "1"],
+            },
+        ),
+    ),
+    "full": Grids(
+        "shakespeare_gpt",
+        {"batch_size": ["64"], "accum_steps": ["1"], "steps": ["2000"], "seed": ["0", "1", "2"]},
+        (
+            {
+                "constraint": ["soft-cap", "hard-cap", "spectral-normalize", "stiefel"],
+                "lr": ["log:0.25:4:5"],
+                "sigma_max_overrides": ["head=1", "head=2", "head=5", "head=9.9", "head=30", "head=100"],
+            },
+            {
+                "optimizer": ["adamw"],
+                "constraint": ["none"],
+                "lr": ["log:0.0003:0.005:5"],
+                "weight_decay": ["0", "0.1", "0.3", "1"],
+            },
+        ),
+    ),
+}
+FIGURES = {"2": MLP, "3": ROBUST, "4": GPT}
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """The command line."""
+
+    figure: Annotated[Positional[Literal["2", "3", "4"]], tyro.conf.arg(metavar="2|3|4")]
+    """Which figure."""
+    size: Literal["small", "full"] = "small"
+    """small: what two cores do overnight; full: the sizes of the paper, for a GPU."""
+    steps: int = 0
+    """Steps of every run; 0 for what --size says."""
+    workers: int = 0
+    """Processes, as of lipzoo sweep."""
+    together: int = 0
+    """Runs in one compiled step, as of lipzoo sweep."""
+    out: UserPath | None = None
+    """Folder; by default runs/paper_figures/FIGURE-SIZE."""
+
+
+def make(argv: Sequence[str]) -> int:
+    """Runs what a figure needs and is not done yet, and draws it."""
+    line = tyro.cli(Line, args=list(argv), prog=program(), description=__doc__)
+    grids = FIGURES[line.figure][line.size]
+    if line.steps:
+        grids = dataclasses.replace(grids, common={**grids.common, "steps": [str(line.steps)]})
+    folder = line.out or Path(f"runs/paper_figures/{line.figure}-{line.size}")
+    runs = grids.runs()
+    status = drive(runs, folder, workers=line.workers, together=line.together, part="1/1")
+    if line.figure == "3":
+        from lipzoo.experiments.equal_accuracy import compare
+
+        rows = Results(folder).rows
+        compare([rows[run.key] for run in runs if run.key in rows], folder)
+    else:
+        draw_frontier(folder)
+    return status

@@ -1,0 +1,42 @@
+"""A loss that trains for certified accuracy at a distance."""
+
+import dataclasses
+import math
+
+from lipzoo.recipe.asked import log_bound, without_arrays
+from lipzoo.recipe.recipe import Recipe
+from lipzoo.system.errors import UserError
+from lipzoo.theory.numbers import round_digits
+
+MARGIN = 1.0
+SHARPNESS = 1.0
+
+
+def with_certify_at(recipe: Recipe) -> Recipe:
+    """The recipe with the temperature and the margin of the loss that --certify-at ε asks for.
+
+    By the caps alone no difference of two logits changes by more than m = √2·L·ε, L the ℓ₂ constant: √(classes/pixels)
+    times the a-priori bound. An image is certified at ε where its right logit is above all others by m. So the loss
+    takes `MARGIN` times m off that logit, and its temperature is `SHARPNESS`/m: logits are told apart in units of m.
+
+    **Raises:** UserError if it is no classifier of images, or no caps bound it.
+    """
+    training = recipe.training
+    if not training.certify_at or training.epsilon is None:
+        return recipe
+    if recipe.data.white is None:
+        raise UserError("--certify-at is for classifiers of images: leave it out")
+    whole = recipe.complete()
+    log_l = log_bound(without_arrays(whole.abstract_model()), whole)
+    if not math.isfinite(log_l):
+        raise UserError(
+            "--certify-at needs caps that bound the network: use --constraint soft-cap, or another that caps"
+        )
+    pixels, classes = whole.data.sizes
+    change = math.exp(log_l) * math.sqrt(2 * classes / pixels) * training.epsilon
+    chosen = {"margin": _six(MARGIN * change), "temperature": _six(SHARPNESS / change)}
+    return dataclasses.replace(recipe, training=dataclasses.replace(training, **chosen))
+
+
+def _six(value: float) -> float:
+    return float(round_digits(value, 6))

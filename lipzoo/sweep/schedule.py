@@ -1,0 +1,185 @@
+"""Which process trains what: one a core where there are CPUs, one for all accelerators; each keeps to one structure as
+long as there are runs of it, since another one means a compilation."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lipzoo.sweep.results import Row
+from lipzoo.sweep.runs import Run
+
+ASK = "import jax; print(jax.default_backend())"
+ATTEMPTS = 2
+"""How often runs whose process ended under them are tried."""
+
+
+class Platform:
+    """What jax computes on. Another process is asked, since whoever asks takes the accelerators' memory; it is asked
+    while other things are done."""
+
+    def __init__(self):
+        known = os.environ.get("JAX_PLATFORMS") == "cpu"
+        self._asked = (
+            None
+            if known
+            else subprocess.Popen(
+                [sys.executable, "-c", ASK], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+        )
+
+    def name(self) -> str:
+        """cpu, gpu, tpu; cpu where jax does not start, which the first worker then tells."""
+        words = self._asked.communicate()[0].split() if self._asked else []
+        return words[-1] if words else "cpu"
+
+
+def cores() -> list[int]:
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+class Pending:
+    """Runs that wait, in groups of equal structure, and which of these is whose."""
+
+    def __init__(self, runs: Sequence[tuple[Any, Run]], together: int):
+        self._groups: dict[Any, list[Run]] = {}
+        for plan, run in runs:
+            self._groups.setdefault(plan, []).append(run)
+        self._together = together
+        self._lock = threading.Lock()
+        self._owners: dict[int, Any] = {}
+        """The structure that each worker has compiled last."""
+
+    def next_for(self, worker: int) -> list[Run]:
+        """Runs of one structure: the worker's own, else one that nobody works on, else that of which most are left.
+
+        `together` at once; 0 for all of a structure, of which the worker then takes as many at once as it measures.
+        """
+        with self._lock:
+            waiting = {plan: runs for plan, runs in self._groups.items() if runs}
+            if not waiting:
+                return []
+            owned = [self._owners.get(other) for other in self._owners if other != worker]
+            plan = self._owners.get(worker)
+            if plan not in waiting:
+                free = [plan for plan in waiting if plan not in owned] or list(waiting)
+                plan = max(free, key=lambda plan: len(waiting[plan]))
+            self._owners[worker] = plan
+            count = self._together or len(waiting[plan])
+            chosen, self._groups[plan] = waiting[plan][:count], waiting[plan][count:]
+            return chosen
+
+
+@dataclasses.dataclass
+class Worker:
+    """One process, and the thread that feeds it. `core`: the one that it stays on, or None for all."""
+
+    number: int
+    core: int | None
+    folder: Path
+    together: int
+    process: "subprocess.Popen[str] | None" = None
+
+    def start(self) -> "subprocess.Popen[str]":
+        """The process, started anew if it has ended."""
+        if self.process is None or self.process.poll() is not None:
+            single = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"} if self.core is not None else {}
+            words = ["" if self.core is None else str(self.core), str(self.folder / "compiled")]
+            with (self.folder / f"worker-{self.number}.log").open("a") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "lipzoo.sweep.worker", *words],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    env={**os.environ, **single},
+                    start_new_session=True,  # Ctrl-C is for whoever started it.
+                )
+        return self.process
+
+    def work(self, pending: Pending, tell: Callable[[Row], None]) -> None:
+        """Trains what is pending until nothing is."""
+        while runs := pending.next_for(self.number):
+            left = {run.key: run for run in runs}
+            for _ in range(ATTEMPTS):
+                for row in self._rows(list(left.values())):
+                    del left[row["key"]]
+                    tell(row)
+                if not left:
+                    break
+            for key in left:
+                tell({"key": key, "status": "failed", "reason": self._ended()})
+
+    def _rows(self, runs: Sequence[Run]) -> Any:
+        process = self.start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        group = {"runs": [(run.key, run.recipe.to_json()) for run in runs], "together": self.together}
+        try:
+            print(json.dumps(group), file=process.stdin, flush=True)
+        except OSError:
+            return
+        for line in process.stdout:
+            message = json.loads(line)
+            if message.get("idle"):
+                return
+            yield message
+
+    def _ended(self) -> str:
+        status = self.process.wait() if self.process else 0
+        why = f"by signal {-status}; is there too little memory?" if status < 0 else f"with status {status}"
+        return f"its process ended {why} (see {self.folder / f'worker-{self.number}.log'})"
+
+    def stop(self) -> None:
+        """Ends the process, whatever it is doing."""
+        if self.process is not None:
+            self.process.kill()
+
+
+def train_all(
+    runs: Sequence[tuple[Any, Run]],
+    folder: Path,
+    workers: int,
+    together: int,
+    on_cpu: bool,
+    tell: Callable[[Row], None],
+) -> None:
+    """Trains all runs, each with its structure; `tell` is called with every row, one after the other.
+
+    `workers` 0: as many as there are cores; one where there are accelerators. `together` 0: chosen by each worker.
+    """
+    available = cores()
+    count = min(workers or (len(available) if on_cpu else 1), len(runs))
+    pinned = on_cpu and 1 < count <= len(available)
+    team = [Worker(number, available[number] if pinned else None, folder, together) for number in range(count)]
+    pending = Pending(runs, together or (1 if on_cpu else 0))
+    lock, failures = threading.Lock(), []
+
+    def tell_one(row: Row) -> None:
+        with lock:
+            tell(row)
+
+    def attempt(worker: Worker) -> None:
+        try:
+            worker.work(pending, tell_one)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=attempt, args=(worker,), daemon=True) for worker in team]
+    try:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):  # Signals reach the main thread between two waits.
+            for thread in threads:
+                thread.join(0.1)
+    finally:
+        for worker in team:
+            worker.stop()
+    if failures:
+        raise failures[0]
