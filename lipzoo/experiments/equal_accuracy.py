@@ -16,11 +16,9 @@ from lipzoo.system.errors import UserError
 from lipzoo.train.run import train
 
 EPSILONS = tuple(round(x, 4) for x in np.linspace(0.1, 1.5, 8).tolist())
-EFFORT = Effort(images=500, tightness=False)
-"""The first 500 test images are attacked."""
 
 
-def compare(rows: Sequence[Row], folder: Path, effort: Effort = EFFORT) -> None:
+def compare(rows: Sequence[Row], folder: Path, effort: Effort) -> None:
     """Trains the two again, with checkpoints, attacks and certifies them, and draws `robustness.png`."""
     chosen = equally_accurate(rows)
     found = {name: _evaluated(row, folder / name, effort) for name, row in chosen.items()}

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from lipzoo.evaluate.run import Effort
 from lipzoo.frontier.draw import draw_frontier
 from lipzoo.sweep.axes import axes_of, grid
 from lipzoo.sweep.drive import drive
@@ -39,14 +40,15 @@ class Grids:
         return runs_of(base, settings)
 
 
-def pairs(caps: Sequence[str], decays: Sequence[str], spectral: Sequence[str], rates: Words) -> tuple[Words, ...]:
-    """Twelve pairs of optimizer and constraint, each with its own strengths, and the learning rates of optimizers."""
+def pairs(caps: Sequence[str], spectral: Sequence[str], rates: Words, decays: Words) -> tuple[Words, ...]:
+    """Twelve pairs of optimizer and constraint: constraints with caps, which are varied, and two of which the strength
+    is. Learning rates, and strengths of weight decay, are those of an optimizer."""
     return tuple(
-        {"optimizer": [optimizer], "lr": lrs, **strength}
-        for optimizer, lrs in rates.items()
+        {"optimizer": [optimizer], "lr": rates[optimizer], **strength}
+        for optimizer in rates
         for strength in (
             {"constraint": CAPPED, "sigma_max": caps},
-            {"constraint": ["weight-decay"], "weight_decay": decays},
+            {"constraint": ["weight-decay"], "weight_decay": decays[optimizer]},
             {"constraint": ["spectral-weight-decay"], "spectral_wd": spectral},
         )
     )
@@ -54,78 +56,73 @@ def pairs(caps: Sequence[str], decays: Sequence[str], spectral: Sequence[str], r
 
 PLAIN: Words = {"polynomial": ["six-row"], "temperature": ["1"], "random_flip": ["false"], "random_shift": ["0"]}
 """The published recipe of the MLP, whose loss is not sharpened."""
+TOY: Words = {"steps": ["10"], "width": ["8"], "batch_size": ["64"]}
+FEW = {"muon": ["0.1"], "adamw": ["0.01"]}, {"muon": ["0.3"], "adamw": ["1"]}
 MLP = {
+    "tiny": Grids("digits_mlp", TOY, pairs(["2"], ["0.1"], *FEW)),
     "small": Grids(
         "cifar_mlp",
-        {**PLAIN, "steps": ["500"], "seed": ["0"]},
+        {**PLAIN, "steps": ["500"]},
         pairs(
-            ("1", "2", "4", "8"),
-            ("0.03", "0.1", "0.3"),
-            ("0.01", "0.05", "0.2"),
-            {"muon": ("0.03", "0.1", "0.3"), "adamw": ("0.001", "0.003", "0.01")},
+            ["1", "2", "4", "8"],
+            ["0.01", "0.05", "0.2"],
+            {"muon": ["0.03", "0.1", "0.3"], "adamw": ["0.001", "0.003", "0.01"]},
+            {"muon": ["0.1", "0.3", "1"], "adamw": ["0.1", "1", "10"]},
         ),
     ),
     "full": Grids(
         "cifar_mlp",
         {**PLAIN, "steps": ["4882"], "seed": ["0", "1", "2"]},
         pairs(
-            ("1", "1.5", "2", "3", "4", "6", "8"),
-            ("log:0.01:1:6",),
-            ("log:0.001:0.3:6",),
-            {"muon": ("log:0.01:1:7",), "adamw": ("log:0.0003:0.03:7",)},
+            ["1", "1.5", "2", "3", "4", "6", "8"],
+            ["log:0.001:0.3:6"],
+            {"muon": ["log:0.01:1:7"], "adamw": ["log:0.0003:0.03:7"]},
+            {"muon": ["log:0.03:1:6"], "adamw": ["log:0.1:10:6"]},
         ),
     ),
 }
-ROBUST = {
-    size: Grids(
-        "cifar_mlp",
-        {**PLAIN, "steps": [steps], "seed": ["0"]},
-        (
-            {"optimizer": ["muon"], "constraint": ["soft-cap"], "sigma_max": ["2", "3", "4"], "lr": ["0.1", "0.23"]},
-            {
-                "optimizer": ["adamw"],
-                "constraint": ["none"],
-                "weight_decay": ["0.1"],
-                "lr": ["0.001", "0.003", "0.0081"],
-            },
-        ),
+
+
+def two(caps: Sequence[str], muon: Sequence[str], adamw: Sequence[str]) -> tuple[Words, ...]:
+    """Muon under soft cap, and AdamW with weight decay alone, as published."""
+    return (
+        {"optimizer": ["muon"], "constraint": ["soft-cap"], "sigma_max": caps, "lr": muon},
+        {"optimizer": ["adamw"], "constraint": ["none"], "weight_decay": ["0.1"], "lr": adamw},
     )
-    for size, steps in {"small": "500", "full": "4882"}.items()
+
+
+ROBUST = {
+    "tiny": Grids("digits_mlp", TOY, two(["2"], ["0.1"], ["0.01"])),
+    "small": Grids(
+        "cifar_mlp", {**PLAIN, "steps": ["1953"]}, two(["2", "3"], ["0.1", "0.23"], ["0.001", "0.003", "0.0081"])
+    ),
+    "full": Grids("cifar_mlp", {**PLAIN, "steps": ["4882"]}, two(["2", "3", "4"], ["log:0.1:0.4:4"], ["log:0.001:0.01:5"])),
 }
+HEADS = ["head=2", "head=5", "head=9.9", "head=30"]
+
+
+def text(muon: Sequence[str], heads: Sequence[str], adamw: Sequence[str]) -> tuple[Words, ...]:
+    """Muon under three constraints, of which the head has most of the bound; AdamW with weight decay."""
+    capped = ["soft-cap", "hard-cap", "spectral-normalize"]
+    free = {"optimizer": ["adamw"], "constraint": ["none"], "lr": adamw}
+    return {"constraint": capped, "lr": muon, "sigma_max_overrides": heads}, {**free, "weight_decay": ["0", "0.1", "1"]}
+
+
 GPT = {
+    "tiny": Grids(
+        "shakespeare_gpt",
+        {**TOY, "data": ["pydoc"], "depth": ["1"], "heads": ["2"], "seq_len": ["16"], "accum_steps": ["1"]},
+        text(["1"], ["head=5"], ["0.01"]),
+    ),
     "small": Grids(
         "shakespeare_gpt",
-        {"batch_size": ["16"], "accum_steps": ["4"], "steps": ["200"], "seed": ["0"]},
-        (
-            {
-                "constraint": ["soft-cap", "hard-cap", "spectral-normalize"],
-                "lr": ["0.5", "2"],
-                "sigma_max_overrides": ["head=2", "head=5", "head=9.9", "head=30"],
-            },
-            {
-                "optimizer": ["adamw"],
-                "constraint": ["none"],
-                "lr": ["0.0005", "0.002"],
-                "weight_decay": ["0", "0.1", "1"],
-            },
-        ),
+        {"batch_size": ["16"], "accum_steps": ["4"], "steps": ["200"]},
+        text(["0.5", "2"], HEADS, ["0.0005", "0.002"]),
     ),
     "full": Grids(
         "shakespeare_gpt",
-        {"batch_size": ["64"], "accum_steps": ["1"], "steps": ["2000"], "seed": ["0", "1", "2"]},
-        (
-            {
-                "constraint": ["soft-cap", "hard-cap", "spectral-normalize", "stiefel"],
-                "lr": ["log:0.25:4:5"],
-                "sigma_max_overrides": ["head=1", "head=2", "head=5", "head=9.9", "head=30", "head=100"],
-            },
-            {
-                "optimizer": ["adamw"],
-                "constraint": ["none"],
-                "lr": ["log:0.0003:0.005:5"],
-                "weight_decay": ["0", "0.1", "0.3", "1"],
-            },
-        ),
+        {"accum_steps": ["1"], "seed": ["0", "1", "2"]},
+        text(["log:0.25:4:5"], [*HEADS, "head=100"], ["log:0.0003:0.005:5"]),
     ),
 }
 FIGURES = {"2": MLP, "3": ROBUST, "4": GPT}
@@ -137,14 +134,16 @@ class Line:
 
     figure: Annotated[Positional[Literal["2", "3", "4"]], tyro.conf.arg(metavar="2|3|4")]
     """Which figure."""
-    size: Literal["small", "full"] = "small"
-    """small: what two cores do overnight; full: the sizes of the paper, for a GPU."""
+    size: Literal["tiny", "small", "full"] = "small"
+    """small: what two cores do overnight; full: the sizes of the paper, for a GPU; tiny: toys, to see that it runs."""
     steps: int = 0
     """Steps of every run; 0 for what --size says."""
     workers: int = 0
     """Processes, as of lipzoo sweep."""
     together: int = 0
     """Runs in one compiled step, as of lipzoo sweep."""
+    images: int = 500
+    """Test images that figure 3 attacks."""
     out: UserPath | None = None
     """Folder; by default runs/paper_figures/FIGURE-SIZE."""
 
@@ -162,7 +161,8 @@ def make(argv: Sequence[str]) -> int:
         from lipzoo.experiments.equal_accuracy import compare
 
         rows = Results(folder).rows
-        compare([rows[run.key] for run in runs if run.key in rows], folder)
+        effort = Effort(images=line.images, tightness=False)
+        compare([rows[run.key] for run in runs if run.key in rows], folder, effort)
     else:
         draw_frontier(folder)
     return status

@@ -69,6 +69,8 @@ USED: Mapping[str, tuple[Condition, str]] = {
     "embedding_beta1": (_reads("embedding_beta1"), "without --embedding-adam"),
     "beta1": (_reads("beta1"), "with this --optimizer"),
     "beta2": (_reads("beta2"), "without --optimizer adamw or --embedding-adam"),
+    "temperature": (lambda recipe: not recipe.training.certify_at, "beside --certify-at, which chooses it"),
+    "margin": (lambda recipe: not recipe.training.certify_at, "beside --certify-at, which chooses it"),
     "fit_lr": (lambda recipe: recipe.training.max_step_kl > 0, "without --max-step-kl"),
     "ebc.": (lambda recipe: recipe.ebc.enable, "without --ebc.enable"),
     "ebc.controller.": (lambda recipe: recipe.ebc.controller.enable, "without --ebc.controller.enable"),

@@ -13,13 +13,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from lipzoo.config.fields import field_refusal
-from lipzoo.config.ranges import Range, Seed, Whole
-from lipzoo.sweep.axes import SamplerName, axes_of, grid, samples, split_words
+from lipzoo.config.ranges import Count, Range, Seed, Whole
+from lipzoo.sweep.axes import SamplerName, axes_of, grid, samples, split_words, without
 from lipzoo.sweep.runs import Base, Run, base_of, runs_of, settings_of, share
 from lipzoo.system.errors import UserError
 from lipzoo.system.paths import UserPath
@@ -52,6 +52,15 @@ class Sweep:
     """Runs in one compiled step; 0: one on CPUs, on accelerators as many as are measured to be fastest."""
     status: bool = False
     """Say what is done, and run nothing."""
+    launch: Literal["", "slurm", "local"] = ""
+    """Hand the runs to SLURM in --parts jobs (pip install 'lipzoo[slurm]'), or to this machine, to try that."""
+    parts: Count = 1
+    """Jobs for --launch."""
+    launch_options: tuple[str, ...] = ()
+    """KEY=VALUE pairs of submitit for --launch, such as timeout_min=60 slurm_partition=gpu gpus_per_node=1."""
+
+
+LAUNCHING = ("launch", "parts", "launch-options")
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Sweep, dict[str, list[str]]]:
@@ -67,6 +76,10 @@ def parse(argv: Sequence[str]) -> tuple[str, Sweep, dict[str, list[str]]]:
         raise UserError(refusal)
     if line.job_idx >= 0 and line.jobs != "1/1":
         raise UserError("--job-idx runs one setting, and --jobs a part of them: leave one out")
+    if line.launch and (line.job_idx >= 0 or line.jobs != "1/1"):
+        raise UserError("--launch makes the --jobs itself: leave --jobs and --job-idx out")
+    if not line.launch and (line.parts > 1 or line.launch_options):
+        raise UserError("--parts and --launch-options have no effect without --launch: leave them out")
     return name, line, words
 
 
@@ -93,11 +106,15 @@ def sweep(argv: Sequence[str]) -> int:
     name, line, words = parse(argv)
     base = base_of(name, line.variant)
     from lipzoo.sweep.drive import drive, summary
+    from lipzoo.sweep.launch import launch
     from lipzoo.sweep.results import Results
 
     runs, folder = planned(base, line, words), line.out or Path("runs/sweep") / name
     if line.status:
         print(summary(runs, Results(folder)))
+        return 0
+    if line.launch:
+        launch([name, *without(argv[1:], LAUNCHING)], folder, line.launch, line.parts, line.launch_options)
         return 0
     part = f"job {line.job_idx}" if line.job_idx >= 0 else line.jobs
     return drive(runs, folder, workers=line.workers, together=line.together, part=part)

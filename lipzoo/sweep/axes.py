@@ -126,6 +126,16 @@ def split_words(argv: Sequence[str], own: Sequence[str]) -> tuple[list[str], dic
     return kept, others
 
 
+def without(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The words without these flags and what belongs to them."""
+    kept, skipping = [], False
+    for word in argv:
+        if word.startswith("--"):
+            skipping = word.removeprefix("--").partition("=")[0].replace("_", "-") in names
+        kept += [] if skipping else [word]
+    return kept
+
+
 def axes_of(recipe: Recipe, words: Mapping[str, Sequence[Any]]) -> list[Axis]:
     """An axis for each flag; `--seal` and `--no-seal` are those of one value."""
     found: dict[str, Axis] = {}

@@ -23,7 +23,9 @@ def launch(words: Sequence[str], folder: Path, cluster: str, parts: int, options
         executor.update_parameters(**parsed(options))
     except (RuntimeError, NameError, ValueError, TypeError) as error:
         raise UserError(f"--launch {cluster} cannot be: {str(error).splitlines()[0]}") from error
-    commands = [[sys.executable, "-m", "lipzoo.sweep", *words, "--jobs", f"{part + 1}/{parts}"] for part in range(parts)]
+    commands = [
+        [sys.executable, "-m", "lipzoo.sweep", *words, "--jobs", f"{part + 1}/{parts}"] for part in range(parts)
+    ]
     with executor.batch():
         jobs = [executor.submit(submitit.helpers.CommandFunction(command, verbose=False)) for command in commands]
     print(f"{parts} jobs: {', '.join(job.job_id for job in jobs)}; what they print goes to {logs}")

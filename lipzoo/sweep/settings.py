@@ -14,7 +14,18 @@ from lipzoo.system.errors import UserError
 Setting = Mapping[str, Any]
 """Values by the names of fields: `lr`, `ebc.target_kl`."""
 OF_DIRECTORIES = (
-    *("name", "mesh", "log_interval", "val_interval", "save_interval", "keep", "loggers", "tensorboard", "wandb"),
+    *(
+        "name",
+        "mesh",
+        "ema",
+        "log_interval",
+        "val_interval",
+        "save_interval",
+        "keep",
+        "loggers",
+        "tensorboard",
+        "wandb",
+    ),
     "measure_steps",
 )
 """Fields that say nothing to a sweep: it validates at the end, saves no checkpoints, and deals runs out itself."""
