@@ -96,7 +96,9 @@ ROBUST = {
     "small": Grids(
         "cifar_mlp", {**PLAIN, "steps": ["1953"]}, two(["2", "3"], ["0.1", "0.23"], ["0.001", "0.003", "0.0081"])
     ),
-    "full": Grids("cifar_mlp", {**PLAIN, "steps": ["4882"]}, two(["2", "3", "4"], ["log:0.1:0.4:4"], ["log:0.001:0.01:5"])),
+    "full": Grids(
+        "cifar_mlp", {**PLAIN, "steps": ["4882"]}, two(["2", "3", "4"], ["log:0.1:0.4:4"], ["log:0.001:0.01:5"])
+    ),
 }
 HEADS = ["head=2", "head=5", "head=9.9", "head=30"]
 

@@ -1,6 +1,7 @@
 """Which process trains what: one a core where there are CPUs, one for all accelerators; each keeps to one structure as
 long as there are runs of it, since another one means a compilation."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -85,10 +86,12 @@ class Worker:
     folder: Path
     together: int
     process: "subprocess.Popen[str] | None" = None
+    status: int = 0
+    """Of the process that has ended last."""
 
     def start(self) -> "subprocess.Popen[str]":
         """The process, started anew if it has ended."""
-        if self.process is None or self.process.poll() is not None:
+        if self.process is None:
             single = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"} if self.core is not None else {}
             words = ["" if self.core is None else str(self.core), str(self.folder / "compiled")]
             with (self.folder / f"worker-{self.number}.log").open("a") as log:
@@ -121,25 +124,31 @@ class Worker:
         assert process.stdin is not None
         assert process.stdout is not None
         group = {"runs": [(run.key, run.recipe.to_json()) for run in runs], "together": self.together}
-        try:
+        with contextlib.suppress(BrokenPipeError):  # Its output says that it has ended.
             print(json.dumps(group), file=process.stdin, flush=True)
-        except OSError:
-            return
         for line in process.stdout:
             message = json.loads(line)
             if message.get("idle"):
                 return
             yield message
+        self.stop()
 
     def _ended(self) -> str:
-        status = self.process.wait() if self.process else 0
+        status = self.status
         why = f"by signal {-status}; is there too little memory?" if status < 0 else f"with status {status}"
         return f"its process ended {why} (see {self.folder / f'worker-{self.number}.log'})"
 
     def stop(self) -> None:
         """Ends the process, whatever it is doing."""
-        if self.process is not None:
-            self.process.kill()
+        process, self.process = self.process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            process.kill()
+        self.status = process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close() if pipe else None
 
 
 def train_all(

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lipzoo.data import Augment, Augmented, DataConfig, Form, ShuffledBatches, Split, iterate
+from lipzoo.data import Augment, DataConfig, Form, ShuffledBatches, Split, iterate
 from lipzoo.data.digits import load_digits
-from lipzoo.data.images import as_pixels, randomize_labels
+from lipzoo.data.images import Augmented, as_pixels, randomize_labels
 
 
 def numbered(count):

@@ -12,7 +12,7 @@ from lipzoo.data.synthetic import LETTERS
 from lipzoo.experiments import ebc_ablation
 from lipzoo.models import GPTConfig
 from lipzoo.recipe.recipe import Recipe
-from lipzoo.sweep import ablation
+from lipzoo.sweep import ablation, together
 from lipzoo.system.errors import UserError
 from recipes.ebc_ablation import DEFAULTS
 
@@ -78,8 +78,8 @@ def test_a_grid_shares_compilations_writes_its_tables_and_goes_on_where_it_stopp
     assert ablate(arguments(tmp_path, *grid, "--status")) == 0
     assert capsys.readouterr().out.startswith("grid: 0 of 10 runs done")
     steps = set()
-    make = ablation.make_train_step
-    monkeypatch.setattr(ablation, "make_train_step", lambda *a: (steps.add(s := make(*a)), s)[1])
+    make = together.make_train_step
+    monkeypatch.setattr(together, "make_train_step", lambda *a: (steps.add(s := make(*a)), s)[1])
     assert ablate(arguments(tmp_path, *grid)) == 0
     assert [step._cache_size() for step in steps] == [1] * 3, "off, l1, exact: learning rates, δ and seeds share one"
     summary = rows(tmp_path / "summary.csv")

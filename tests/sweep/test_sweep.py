@@ -19,6 +19,7 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.sweep import results as results_module
 from lipzoo.sweep.__main__ import sweep
 from lipzoo.sweep.results import Results, read_rows, tables
+from lipzoo.sweep.runs import Run
 from lipzoo.sweep.schedule import Pending, Worker
 from lipzoo.sweep.together import train_together
 from lipzoo.sweep.width import measured_width
@@ -27,15 +28,15 @@ from lipzoo.system.errors import UserError
 from lipzoo.theory.weight import weights
 from tests.recipe.test_recipe import make
 
-SMALL = "digits_mlp --width 8 --steps 20 --batch-size 64"
+SMALL = "digits_mlp --width 8 --batch-size 64 --steps"
 
 
 def called(line, out, *more):
-    return sweep([*SMALL.split(), *line.split(), "--out", str(out), *more])
+    return sweep([*SMALL.split(), "20", *line.split(), "--out", str(out), *more])
 
 
-def start(line, out):
-    words = [sys.executable, "-m", "lipzoo.sweep", *SMALL.split(), *line.split(), "--out", str(out)]
+def start(line, out, steps=20):
+    words = [sys.executable, "-m", "lipzoo.sweep", *SMALL.split(), str(steps), *line.split(), "--out", str(out)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
@@ -80,7 +81,7 @@ def test_a_row_tells_what_its_command_trains(rows, tmp_path):
         for name in ("val_loss", "val_accuracy", "val_certified_accuracy", "val_lipschitz"):
             assert row[name] == pytest.approx(last[name], rel=1e-4, abs=1e-6), name
         certificate = json.loads((run / "certificate.json").read_text())
-        assert certificate["certified"]["lipschitz_rms"] == pytest.approx(row["val_lipschitz"], rel=1e-3)
+        assert certificate["certified"]["lipschitz"] <= row["val_lipschitz"] * (1 + 1e-4)  # It is searched for longer.
 
 
 def test_csv_and_parquet_hold_the_same(finished, rows):
@@ -219,10 +220,10 @@ def test_a_line_that_makes_no_sweep_is_refused(line, says, tmp_path):
 
 
 def test_runs_of_one_structure_stay_with_one_worker():
-    runs = [(plan, f"{plan}{index}") for plan in "ab" for index in range(3)]
+    runs = [(plan, Run(f"{plan}{index}", {}, make(), "")) for plan in "ab" for index in range(3)]
     pending, got = Pending(runs, 1), {0: [], 1: []}
     for worker in (0, 1, 0, 1, 0, 1):
-        got[worker] += pending.next_for(worker)
+        got[worker] += [run.key for run in pending.next_for(worker)]
     assert got == {0: ["a0", "a1", "a2"], 1: ["b0", "b1", "b2"]}
     assert pending.next_for(0) == []
 
@@ -238,9 +239,6 @@ def test_a_process_that_ends_is_started_again_and_what_it_cannot_do_is_told(tmp_
         return process
 
     monkeypatch.setattr(subprocess, "Popen", dies)
-    (tmp_path / "rows").mkdir()
-    from lipzoo.sweep.runs import Run
-
     recipe, told = make(width=8), []
     worker = Worker(0, None, tmp_path, 1)
     worker.work(Pending([("p", Run("k", {}, recipe, ""))], 1), told.append)
@@ -273,7 +271,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_sweep_with_a_word_on_what_is_kept(tmp_path, number):
-    process = start("--lr log:0.05:0.5:3 --seed 0 1 --steps 100000", tmp_path / "out")
+    process = start("--lr log:0.05:0.5:3 --seed 0 1", tmp_path / "out", steps=100_000)
     time.sleep(12)
     process.send_signal(number)
     told, _ = process.communicate(timeout=60)
