@@ -60,5 +60,7 @@ VARIANTS = {
     "lipsformer": free("lipsformer", dataclasses.replace(MODEL, architecture="lipsformer", softmax_scale=12.0)),
 }
 
+RECIPE = VARIANTS["sigma1"]
+
 if __name__ == "__main__":
-    main(VARIANTS["sigma1"], VARIANTS)
+    main(RECIPE, VARIANTS)

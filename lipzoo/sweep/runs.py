@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import pkgutil
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -42,16 +43,27 @@ class Run:
 
 
 def base_of(name: str, variant: str | None) -> Base:
-    """The recipe of this name that comes with the library, in one of its variants. Raises UserError."""
-    module = importlib.import_module(f"recipes.{name}")
+    """The recipe of this name that comes with the library, or of a module with a `RECIPE`, in one of its variants.
+
+    **Raises:** UserError if there is none.
+    """
+    known = importlib.import_module("recipes")
+    names = [found for _, found, _ in pkgutil.iter_modules(known.__path__)]
+    if "." not in name and name not in names:
+        raise UserError(f"there is no recipe {name!r}; choose from {', '.join(names)}, or name a module with a RECIPE")
+    path = name if "." in name else f"recipes.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        raise UserError(f"there is no recipe {name!r}: {error}") from error
     variants = getattr(module, "VARIANTS", {})
     if variant is not None and variant not in variants:
         known = f"choose from {', '.join(variants)}" if variants else f"{name} has none"
         raise UserError(f"there is no --variant {variant!r}: {known}")
     chosen = variants[variant] if variant else getattr(module, "RECIPE", None)
     if not isinstance(chosen, Recipe):
-        raise UserError(f"{name} is an experiment of its own, and no recipe that can be swept")
-    return Base(chosen, f"python -m recipes.{name}" + (f" --variant {variant}" if variant else ""))
+        raise UserError(f"{name} has no RECIPE that can be swept")
+    return Base(chosen, f"python -m {path}" + (f" --variant {variant}" if variant else ""))
 
 
 def runs_of(base: Base, settings: Iterable[Setting]) -> list[Run]:

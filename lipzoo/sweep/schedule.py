@@ -16,6 +16,7 @@ from lipzoo.sweep.results import Row
 from lipzoo.sweep.runs import Run
 
 ASK = "import jax; print(jax.default_backend())"
+START = "import sys; from lipzoo.sweep.worker import main; main(*sys.argv[1:])"
 ATTEMPTS = 2
 """How often runs whose process ended under them are tried."""
 
@@ -88,6 +89,8 @@ class Worker:
     process: "subprocess.Popen[str] | None" = None
     status: int = 0
     """Of the process that has ended last."""
+    closed: bool = False
+    """Whether the sweep has ended, so that nothing is begun or told any more."""
 
     def start(self) -> "subprocess.Popen[str]":
         """The process, started anew if it has ended."""
@@ -96,7 +99,7 @@ class Worker:
             words = ["" if self.core is None else str(self.core), str(self.folder / "compiled")]
             with (self.folder / f"worker-{self.number}.log").open("a") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "lipzoo.sweep.worker", *words],
+                    [sys.executable, "-c", START, *words],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -114,6 +117,8 @@ class Worker:
                 for row in self._rows(list(left.values())):
                     del left[row["key"]]
                     tell(row)
+                if self.closed:
+                    return
                 if not left:
                     break
             for key in left:
@@ -137,6 +142,11 @@ class Worker:
         status = self.status
         why = f"by signal {-status}; is there too little memory?" if status < 0 else f"with status {status}"
         return f"its process ended {why} (see {self.folder / f'worker-{self.number}.log'})"
+
+    def close(self) -> None:
+        """Ends the work for good."""
+        self.closed = True
+        self.stop()
 
     def stop(self) -> None:
         """Ends the process, whatever it is doing."""
@@ -189,6 +199,6 @@ def train_all(
                 thread.join(0.1)
     finally:
         for worker in team:
-            worker.stop()
+            worker.close()
     if failures:
         raise failures[0]

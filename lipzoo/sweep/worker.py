@@ -101,7 +101,3 @@ def load(recipe: Any) -> Any:
 @functools.lru_cache(4)
 def _load(config: Any, seed: int) -> Any:
     return config.load(seed)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

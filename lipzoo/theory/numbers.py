@@ -119,9 +119,13 @@ def format_power(log10: Scalar) -> str:
 
 
 def round_digits(value: float, digits: int = 5, *, up: bool = True) -> str:
-    """A finite nonnegative number with so many significant digits: rounded up, as bounds are, or down, as domains."""
+    """A finite nonnegative number with so many significant digits: rounded up, as bounds are, or down, as domains.
+
+    Of more than 15 places it is written with a power of ten.
+    """
     if value == 0:
         return "0"
     exact = Decimal(value)
     last = Decimal((0, (1,), exact.adjusted() + 1 - digits))
-    return f"{exact.quantize(last, ROUND_CEILING if up else ROUND_FLOOR).normalize():f}"
+    rounded = exact.quantize(last, ROUND_CEILING if up else ROUND_FLOOR).normalize()
+    return f"{rounded:f}" if abs(exact.adjusted()) < 15 else f"{rounded:e}"

@@ -195,7 +195,9 @@ def test_bases_are_recipes_and_their_variants():
     for name, variant, says in (
         ("digits_mlp", "x", "digits_mlp has none"),
         ("gpt145m", "x", "choose from sigma1"),
-        ("ebc_ablation", None, "no recipe that can be swept"),
+        ("ebc_ablation", None, "no RECIPE that can be swept"),
+        ("nothing", None, "choose from .*digits_mlp"),
+        ("no.such.module", None, "there is no recipe"),
     ):
         with pytest.raises(UserError, match=says):
             base_of(name, variant)

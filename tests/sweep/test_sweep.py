@@ -18,6 +18,7 @@ from lipzoo.data.digits import load_digits
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.sweep import results as results_module
 from lipzoo.sweep.__main__ import sweep
+from lipzoo.sweep.launch import parsed
 from lipzoo.sweep.results import Results, read_rows, tables
 from lipzoo.sweep.runs import Run
 from lipzoo.sweep.schedule import Pending, Worker
@@ -207,6 +208,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_pat
         ("--lr 0.1 --job-idx 1", "below the number of runs"),
         ("--lr 0.1 --job-idx 0 --jobs 1/2", "leave one out"),
         ("--lr log:0.1:1", "COUNT"),
+        ("--lr 0.1 --parts 2", "without --launch"),
+        ("--lr 0.1 --launch local --jobs 1/2", "makes the --jobs itself"),
         ("--variant x", "has none"),
     ],
 )
@@ -278,6 +281,21 @@ def test_a_signal_ends_a_sweep_with_a_word_on_what_is_kept(tmp_path, number):
     assert process.returncode == 128 + number, told
     assert "the same command goes on" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_parts_are_handed_to_a_scheduler(tmp_path):
+    """By submitit's own executor for this machine."""
+    pytest.importorskip("submitit")
+    assert called("--lr 0.1 0.2 0.3", tmp_path, "--launch", "local", "--parts", "2") == 0
+    assert [row["status"] for row in read_rows(tmp_path)] == ["done"] * 3
+
+
+def test_options_of_a_scheduler_are_pairs():
+    assert parsed(["timeout_min=60", "slurm_partition=gpu"]) == {"timeout_min": 60, "slurm_partition": "gpu"}
+    for wrong in ("x", "=1", "a="):
+        with pytest.raises(UserError, match="KEY=VALUE"):
+            parsed([wrong])
 
 
 def test_two_sweeps_in_one_folder_wait_for_each_other(tmp_path):
