@@ -23,7 +23,7 @@ from tests.recipe.test_recipe import make
 
 @pytest.mark.parametrize(("cap", "epsilon"), [(1.0, "36/255"), (1.7, "36/255"), (3.0, "0.5"), (0.3, "1")])
 def test_units_are_what_caps_let_differences_of_logits_move(cap, epsilon):
-    """Beside the a-priori bound of a certificate, which measures it in its own way: √2 times the ℓ₂ constant times ε."""
+    """Beside the a-priori bound of a certificate: √2 times the ℓ₂ constant times ε."""
     recipe = fitted(make(sigma_max=cap, width=16, certify_at=epsilon))
     certificate = Certificate.of(recipe.build_model(jax.random.key(0)))
     assert certificate.l2_factor is not None
