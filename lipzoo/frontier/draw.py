@@ -11,7 +11,6 @@ from rich.table import Table
 from lipzoo.frontier.settings import (
     QUANTITIES,
     Setting,
-    better,
     default_bounds,
     frontier,
     rows_of,
@@ -25,15 +24,6 @@ from lipzoo.system.streams import make_console
 
 if TYPE_CHECKING:
     from lipzoo.report.frontier_plots import Curve
-
-
-def best_of(rows: Sequence[Mapping[str, Any]], quantity: str) -> list[Mapping[str, Any]]:
-    """The best of all groups under each bound."""
-    best: dict[float, Mapping[str, Any]] = {}
-    for row in rows:
-        if row["at_most"] not in best or better(quantity, row[quantity], best[row["at_most"]][quantity]):
-            best[row["at_most"]] = row
-    return list(best.values())
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], quantity: str) -> Table:
@@ -85,7 +75,7 @@ def draw_frontier(
     settings = [setting for setting in settings_of(rows, by) if quantity in setting.means]
     if not settings:
         raise UserError(f"{results} holds no run that is done and has a bound and {quantity}")
-    found = rows_of(settings, quantity, bounds or default_bounds(settings))
+    found = rows_of(settings, quantity, bounds or default_bounds(settings, quantity))
     if not found:
         raise UserError(f"no setting has a bound of at most {max(bounds):g}: raise --bounds")
     folder = out or (results if results.is_dir() else results.parent)
@@ -101,7 +91,7 @@ def draw_frontier(
 
 def _tell(found: Sequence[Mapping[str, Any]], quantity: str, folder: Path) -> None:
     console = make_console()
-    best = best_of(found, quantity)
+    best = [row for row in found if row["best_of_all"]]
     console.print(table_of(best, quantity))
     console.print("Each is trained again by:")
     for row in best:

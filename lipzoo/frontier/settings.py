@@ -11,7 +11,11 @@ import numpy as np
 from lipzoo.sweep.results import Row
 from lipzoo.system.errors import UserError
 
-QUANTITIES = {"val_loss": "validation loss", "val_accuracy": "accuracy", "val_certified_accuracy": "certified accuracy"}
+QUANTITIES = {
+    "val_loss": "validation loss",
+    "val_accuracy": "accuracy",
+    "val_certified_accuracy": "certified accuracy (ℓ₂ 36/255)",
+}
 """Columns that are drawn against the bound, where rows have them; of the first the least is best."""
 ANOTHER = "another column, or leave --by out"
 
@@ -95,26 +99,36 @@ def best_under(settings: Sequence[Setting], quantity: str, bound: float) -> Sett
     return under[-1] if under else None
 
 
-def default_bounds(settings: Sequence[Setting]) -> list[float]:
-    """1, 2 and 5 times powers of ten, from above the smallest bound to the first above the largest, at most twelve."""
-    low, high = min(s.bound for s in settings), max(s.bound for s in settings)
+def default_bounds(settings: Sequence[Setting], quantity: str) -> list[float]:
+    """Round numbers from above the smallest bound to above the largest on any group's frontier, at most about twelve:
+    1, 2 and 5 times powers of ten, or fewer."""
+    groups = {setting.group for setting in settings}
+    best = [s for group in groups for s in frontier([s for s in settings if s.group == group], quantity)]
+    low, high = min(setting.bound for setting in best), max(setting.bound for setting in best)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
-    inside = [bound for bound in steps if low <= bound <= 5 * high]
-    return inside[:: max(1, math.ceil(len(inside) / 12))]
+    inside: list[float] = []
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        steps = [float(f"{digit}e{power}") for power in powers for digit in digits]
+        last = min(bound for bound in steps if bound >= high)
+        inside = [bound for bound in steps if low <= bound <= last]
+        if len(inside) <= 12:
+            return inside
+    return [*inside[:: math.ceil(len(inside) / 12)], inside[-1]]
 
 
 def rows_of(settings: Sequence[Setting], quantity: str, bounds: Sequence[float]) -> list[dict[str, Any]]:
-    """For each bound, and for each group, the best setting under it; a bound that adds nothing is left out."""
-    found, groups = [], sorted({setting.group for setting in settings})
-    for group in groups:
-        own, last = [setting for setting in settings if setting.group == group], None
+    """For each bound the best setting under it, of all and of each group; a bound that adds nothing is left out."""
+    found = []
+    for group in [None, *sorted({setting.group for setting in settings})]:
+        own, last = [setting for setting in settings if group in (None, setting.group)], None
         for bound in sorted(bounds):
             best = best_under(own, quantity, bound)
             if best is not None and best is not last:
-                values = {name: best.means[name] for name in best.means}
-                half = {f"{quantity}_half": best.halves[quantity]}
-                told = {"at_most": bound, "group": " ".join(group), "bound": best.bound, **values, **half}
-                found.append({**told, "seeds": best.seeds, "command": best.command})
+                found.append(_row(best, quantity, bound, group is None))
             last = best
     return sorted(found, key=lambda row: row["at_most"])
+
+
+def _row(best: Setting, quantity: str, bound: float, of_all: bool) -> dict[str, Any]:
+    told = {"at_most": bound, "best_of_all": of_all, "group": " ".join(best.group), "bound": best.bound, **best.means}
+    return {**told, f"{quantity}_half": best.halves[quantity], "seeds": best.seeds, "command": best.command}

@@ -60,7 +60,9 @@ def _panel(axes: Axes, name: str, curves: Sequence[Curve]) -> None:
         x, y, half = ([getattr(point, field) for point in best] for field in ("bound", "value", "half"))
         axes.plot(x, y, style, color=color, marker=marker, markersize=3.5, drawstyle="steps-post", label=curve.label)
         axes.errorbar(x, y, half, fmt="none", ecolor=color, elinewidth=0.8)
-    if "loss" in name and curves:
+    shown = [point.bound for curve in curves for point in curve.points if point.best]
+    axes.set_xlim(min(shown) / 1.5, max(shown) * 1.5)
+    if "loss" in name:
         _leave_out_the_worst(axes, [point.value for curve in curves for point in curve.points if point.best])
 
 
