@@ -57,9 +57,9 @@ def pairs(caps: Sequence[str], spectral: Sequence[str], rates: Words, decays: Wo
 PLAIN: Words = {"polynomial": ["six-row"], "temperature": ["1"], "random_flip": ["false"], "random_shift": ["0"]}
 """The published recipe of the MLP, whose loss is not sharpened."""
 TOY: Words = {"steps": ["10"], "width": ["8"], "batch_size": ["64"]}
-FEW = {"muon": ["0.1"], "adamw": ["0.01"]}, {"muon": ["0.3"], "adamw": ["1"]}
+PAIR: tuple[Words, ...] = {"lr": ["0.1"]}, {"optimizer": ["adamw"], "constraint": ["none"], "lr": ["0.01"]}
 MLP = {
-    "tiny": Grids("digits_mlp", TOY, pairs(["2"], ["0.1"], *FEW)),
+    "tiny": Grids("digits_mlp", TOY, PAIR),
     "small": Grids(
         "cifar_mlp",
         {**PLAIN, "steps": ["500"]},
@@ -92,7 +92,7 @@ def two(caps: Sequence[str], muon: Sequence[str], adamw: Sequence[str]) -> tuple
 
 
 ROBUST = {
-    "tiny": Grids("digits_mlp", TOY, two(["2"], ["0.1"], ["0.01"])),
+    "tiny": Grids("digits_mlp", TOY, PAIR),
     "small": Grids(
         "cifar_mlp", {**PLAIN, "steps": ["1953"]}, two(["2", "3"], ["0.1", "0.23"], ["0.001", "0.003", "0.0081"])
     ),
@@ -114,7 +114,7 @@ GPT = {
     "tiny": Grids(
         "shakespeare_gpt",
         {**TOY, "data": ["pydoc"], "depth": ["1"], "heads": ["2"], "seq_len": ["16"], "accum_steps": ["1"]},
-        text(["1"], ["head=5"], ["0.01"]),
+        PAIR,
     ),
     "small": Grids(
         "shakespeare_gpt",

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from lipzoo.theory.weight import Weight, cap_norm, map_weights, set_caps, weight
 
 NEAR = 1e-3
 """How far below what is asked for caps may leave the bound, relative: they have six digits."""
-HALVINGS = 32
+TOLERANCE = 1e-7
+"""Of the factor, relative."""
+STEEPEST = 1e3
+"""Logarithms of bounds above this are as good as infinite ones, which no root is sought from."""
 
 
 def with_lipschitz(recipe: Recipe) -> Recipe:
@@ -46,7 +50,7 @@ def with_lipschitz(recipe: Recipe) -> Recipe:
     by_caps = functools.partial(log_bound, model)
     if limit + math.log1p(-NEAR) <= by_caps(whole) <= limit:
         return recipe
-    factor = _largest(lambda factor: by_caps(scaled(whole, factor)) <= limit, whole)
+    factor = _largest(lambda factor: by_caps(scaled(whole, factor)) - limit, whole)
     if factor is None:
         least = format_power(by_caps(scaled(whole, _ends(whole)[0])) / math.log(10))
         raise UserError(
@@ -93,12 +97,23 @@ def _ends(recipe: Recipe) -> tuple[float, float]:
     return 1.01 * CAPS[0] / min(values), 0.99 * CAPS[1] / max(values)
 
 
-def _largest(fits: Any, recipe: Recipe) -> float | None:
-    """The largest factor that fits, by bisection; None if none does."""
+def _largest(excess: Callable[[float], float], recipe: Recipe) -> float | None:
+    """The largest factor at which the bound exceeds nothing, in six digits; None if there is none.
+
+    The logarithm of the bound is nearly a line over that of the factor, so Brent's method needs a few steps.
+    """
+    from scipy.optimize import brentq  # Slow to import.
+
     low, high = _ends(recipe)
-    if not fits(low):
+    if excess(low) > 0:
         return None
-    for _ in range(HALVINGS):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    if excess(high) <= 0:
+        return high
+
+    def at(log_factor: float) -> float:
+        return min(excess(math.exp(log_factor)), STEEPEST)
+
+    factor = math.exp(float(brentq(at, math.log(low), math.log(high), xtol=TOLERANCE)))  # pyright: ignore
+    while excess(factor) > 0:
+        factor *= 1 - TOLERANCE
+    return factor
