@@ -21,7 +21,7 @@ EPSILONS = tuple(round(x, 4) for x in np.linspace(0.1, 1.5, 8).tolist())
 def compare(rows: Sequence[Row], folder: Path, effort: Effort) -> None:
     """Trains the two again, with checkpoints, attacks and certifies them, and draws `robustness.png`."""
     chosen = equally_accurate(rows)
-    found = {name: _evaluated(row, folder / name, effort) for name, row in chosen.items()}
+    found = {name: _evaluated(row, folder / f"{name}-{row['key']}", effort) for name, row in chosen.items()}
     drawn = [line for color, (name, value) in enumerate(found.items()) for line in _lines(name, value, color)]
     title = "Accuracy: under attack (—), certified around each image (- -)"
     figure = lines(drawn, title, "ε (ℓ₂, pixels in [0, 1])", "accuracy", limits=(0.0, 0.65))

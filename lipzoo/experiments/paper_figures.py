@@ -12,12 +12,16 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from lipzoo.config.fields import field_refusal
+from lipzoo.config.ranges import Count, Whole
 from lipzoo.evaluate.run import Effort
 from lipzoo.frontier.draw import draw_frontier
 from lipzoo.sweep.axes import axes_of, grid
 from lipzoo.sweep.drive import drive
 from lipzoo.sweep.results import Results
 from lipzoo.sweep.runs import Run, base_of, runs_of
+from lipzoo.sweep.schedule import Platform
+from lipzoo.system.errors import UserError
 from lipzoo.system.paths import UserPath
 from lipzoo.system.terminal import program
 
@@ -138,27 +142,31 @@ class Line:
     """Which figure."""
     size: Literal["tiny", "small", "full"] = "small"
     """small: what two cores do overnight; full: the sizes of the paper, for a GPU; tiny: toys, to see that it runs."""
-    steps: int = 0
+    steps: Whole = 0
     """Steps of every run; 0 for what --size says."""
-    workers: int = 0
+    workers: Whole = 0
     """Processes, as of lipzoo sweep."""
-    together: int = 0
+    together: Whole = 0
     """Runs in one compiled step, as of lipzoo sweep."""
-    images: int = 500
+    images: Count = 500
     """Test images that figure 3 attacks."""
     out: UserPath | None = None
-    """Folder; by default runs/paper_figures/FIGURE-SIZE."""
+    """Folder; by default one under runs/paper_figures."""
 
 
 def make(argv: Sequence[str]) -> int:
     """Runs what a figure needs and is not done yet, and draws it."""
     line = tyro.cli(Line, args=list(argv), prog=program(), description=__doc__)
+    if refusal := field_refusal(line):
+        raise UserError(refusal)
+    platform = Platform()
     grids = FIGURES[line.figure][line.size]
     if line.steps:
         grids = dataclasses.replace(grids, common={**grids.common, "steps": [str(line.steps)]})
-    folder = line.out or Path(f"runs/paper_figures/{line.figure}-{line.size}")
+    steps = f"-{line.steps}" if line.steps else ""
+    folder = line.out or Path(f"runs/paper_figures/{line.figure}-{line.size}{steps}")
     runs = grids.runs()
-    status = drive(runs, folder, workers=line.workers, together=line.together, part="1/1")
+    status = drive(runs, folder, platform, workers=line.workers, together=line.together)
     if line.figure == "3":
         from lipzoo.experiments.equal_accuracy import compare
 
@@ -166,5 +174,5 @@ def make(argv: Sequence[str]) -> int:
         effort = Effort(images=line.images, tightness=False)
         compare([rows[run.key] for run in runs if run.key in rows], folder, effort)
     else:
-        draw_frontier(folder)
+        draw_frontier(folder, keys={run.key for run in runs})
     return status

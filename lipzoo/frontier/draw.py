@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +67,15 @@ def draw_frontier(
     bounds: Sequence[float] = (),
     out: Path | None = None,
     title: str = "",
+    keys: Collection[str] | None = None,
 ) -> None:
-    """Writes frontier.png and frontier.csv, and prints the table. Raises UserError if there is nothing to draw."""
+    """Writes frontier.png and frontier.csv, and prints the table: of all runs, or of those with these keys.
+
+    **Raises:** UserError if there is nothing to draw.
+    """
     from lipzoo.report.frontier_plots import plot_frontiers  # matplotlib takes a second to import.
 
-    rows = read_rows(results)
+    rows = [row for row in read_rows(results) if keys is None or row["key"] in keys]
     settings = [setting for setting in settings_of(rows, by) if quantity in setting.means]
     if not settings:
         raise UserError(f"{results} holds no run that is done and has a bound and {quantity}")
@@ -80,9 +84,9 @@ def draw_frontier(
         raise UserError(f"no setting has a bound of at most {max(bounds):g}: raise --bounds")
     folder = out or (results if results.is_dir() else results.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    names = ", ".join(sorted({str(row["recipe"]) for row in rows}))
+    names = ", ".join(sorted({row["recipe"] for row in rows if row["recipe"]}))
     seeds = max(setting.seeds for setting in settings)
-    spread = f"; bars: 95% intervals of means over {seeds} seeds" if seeds > 2 else ""
+    spread = f"; bars: 95% intervals of means over up to {seeds} seeds" if seeds > 2 else ""
     note = f"{len(settings)} settings (dots); lines: the best under each bound{spread}"
     plot_frontiers(folder / "frontier.png", panels(settings), title or f"{names}: what each bound admits", note)
     write_text(folder / "frontier.csv", _csv(found))

@@ -42,6 +42,8 @@ class Setting:
 def settings_of(rows: Iterable[Row], by: Sequence[str]) -> list[Setting]:
     """The settings of a table, those with a run that has diverged left out. Raises UserError for unknown columns."""
     found: dict[str, list[Row]] = {}
+    if "seed" in by:
+        raise UserError("runs that differ in their seed alone are one setting: leave seed out of --by")
     for row in rows:
         if missing := [name for name in by if name not in row]:
             raise UserError(f"the results have no column {missing[0]!r}: choose {ANOTHER}")
@@ -61,7 +63,8 @@ def _bounded(row: Row) -> bool:
 
 
 def _setting(rows: Sequence[Row], by: Sequence[str]) -> Setting:
-    values = {name: [row[name] for row in rows] for name in QUANTITIES if rows[0].get(name) is not None}
+    known = [name for name in QUANTITIES if all(row.get(name) is not None for row in rows)]
+    values = {name: [row[name] for row in rows] for name in known}
     bound = math.exp(float(np.mean([math.log(row["val_lipschitz"]) for row in rows])))
     group = tuple(str(rows[0][name]) for name in by)
     means = {name: float(np.mean(column)) for name, column in values.items()}
@@ -87,7 +90,8 @@ def better(quantity: str, a: float, b: float) -> bool:
 def frontier(settings: Sequence[Setting], quantity: str) -> list[Setting]:
     """Those than which no other with a smaller bound is as good, in the order of their bounds."""
     chosen: list[Setting] = []
-    for setting in sorted(settings, key=lambda setting: setting.bound):
+    sign = 1 if quantity == "val_loss" else -1
+    for setting in sorted(settings, key=lambda setting: (setting.bound, sign * setting.means[quantity])):
         if not chosen or better(quantity, setting.means[quantity], chosen[-1].means[quantity]):
             chosen.append(setting)
     return chosen

@@ -50,6 +50,9 @@ def _by_layers(recipe: Recipe) -> bool:
     return recipe.ebc.aggregate != "exact"
 
 
+_capped = _constrained("none", "spectral-weight-decay", "weight-decay")
+
+
 USED: Mapping[str, tuple[Condition, str]] = {
     "width": (_depth_above(1), "on an MLP of --depth 1"),
     "activation": (_depth_above(1), "on an MLP of --depth 1"),
@@ -57,8 +60,12 @@ USED: Mapping[str, tuple[Condition, str]] = {
     "epsilon": (_gpt(_normalizes), "without normalization (--norm, --qk-norm)"),
     "gelu_divisor": (_gpt(lambda model: model.activation == "gelu"), "without --activation gelu"),
     **dict.fromkeys(OF_EMBEDDINGS, (_embeds, "on a model without an embedding")),
-    "sigma_max": (_constrained("none", "spectral-weight-decay"), "where no --constraint has a cap"),
-    "sigma_max_overrides": (_constrained("none", "spectral-weight-decay"), "where no --constraint has a cap"),
+    "embedding_cap": (
+        lambda recipe: _embeds(recipe) and _capped(recipe),
+        "without an embedding that is held under a cap",
+    ),
+    "sigma_max": (_capped, "where no --constraint has a cap that it sets"),
+    "sigma_max_overrides": (_capped, "where no --constraint has a cap that it sets"),
     "project_dtype": (_constrained("none", "weight-decay"), "without a --constraint that computes"),
     "spectral_wd": (
         lambda recipe: "spectral-weight-decay" in recipe.constraint.names(),

@@ -69,4 +69,6 @@ def _panel(axes: Axes, name: str, curves: Sequence[Curve]) -> None:
 def _leave_out_the_worst(axes: Axes, values: Sequence[float]) -> None:
     """Losses above that of guessing by far would leave no room for the others."""
     low, high = min(values), max(values)
+    if low == high:
+        return
     axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))

@@ -17,9 +17,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lipzoo.config.fields import field_refusal
+from lipzoo.config.fields import field_refusal, flag
 from lipzoo.config.ranges import Count, Range, Seed, Whole
-from lipzoo.sweep.axes import SamplerName, axes_of, grid, samples, split_words, without
+from lipzoo.sweep.axes import MOST, SamplerName, axes_of, grid, samples, split_words, without
 from lipzoo.sweep.runs import Base, Run, base_of, runs_of, settings_of, share
 from lipzoo.system.errors import UserError
 from lipzoo.system.paths import UserPath
@@ -32,7 +32,7 @@ class Sweep:
 
     config: UserPath | None = None
     """JSON file with a list of settings, as in [{"lr": 0.1, "seed": 0}]; combined with the values of other flags."""
-    samples: Whole = 0
+    samples: Annotated[int, Range(0, MOST)] = 0
     """Draw so many settings instead of all combinations; each is run with every --seed."""
     sampler: SamplerName = "sobol"
     """How they are drawn: sobol fills the space evenly, random draws independently."""
@@ -94,6 +94,8 @@ def planned(base: Base, line: Sweep, words: dict[str, list[str]]) -> list[Run]:
             listed = settings_of(read_json(line.config), base.recipe)
         except (OSError, ValueError) as error:
             raise UserError(f"--config {line.config} cannot be read ({error})") from error
+        if twice := {name for one in listed for name in one} & {axis.name for axis in axes}:
+            raise UserError(f"{flag(min(twice))} is in --config, and a flag, too: leave one out")
         settings = [{**one, **other} for one in listed for other in settings]
     runs = runs_of(base, settings)
     if line.job_idx >= len(runs):
@@ -104,6 +106,9 @@ def planned(base: Base, line: Sweep, words: dict[str, list[str]]) -> list[Run]:
 def sweep(argv: Sequence[str]) -> int:
     """Runs what is asked for and is not done yet. Returns 0, or 1 if a run failed."""
     name, line, words = parse(argv)
+    from lipzoo.sweep.schedule import Platform
+
+    platform = Platform()
     base = base_of(name, line.variant)
     from lipzoo.sweep.drive import drive, summary
     from lipzoo.sweep.launch import launch
@@ -111,13 +116,13 @@ def sweep(argv: Sequence[str]) -> int:
 
     runs, folder = planned(base, line, words), line.out or Path("runs/sweep") / name
     if line.status:
-        print(summary(runs, Results(folder)))
+        print(summary(runs, Results(folder, write=False)))
         return 0
     if line.launch:
         launch([name, *without(argv[1:], LAUNCHING)], folder, line.launch, line.parts, line.launch_options)
         return 0
     part = f"job {line.job_idx}" if line.job_idx >= 0 else line.jobs
-    return drive(runs, folder, workers=line.workers, together=line.together, part=part)
+    return drive(runs, folder, platform, workers=line.workers, together=line.together, part=part)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lipzoo.config.fields import flag
+from lipzoo.config.fields import MAGNITUDES, flag
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.sweep.settings import Field, Setting, field_named, typed
 from lipzoo.system.errors import UserError
@@ -42,6 +42,8 @@ class Span:
             raise UserError(usage) from None
         if len(words) > 3 or not -math.inf < low < high < math.inf or count < 0 or count > MOST or count == 1:
             raise UserError(f"{usage}, with LOW below HIGH and a COUNT of at least 2")
+        if max(abs(low), abs(high)) > MAGNITUDES[1] or 0 < abs(low) < MAGNITUDES[0]:
+            raise UserError(f"{flag(name)}: {text!r} goes beyond what float32 holds")
         if spacing == "log" and low <= 0:
             raise UserError(f"{flag(name)}: {text!r} goes by factors: LOW must be above 0")
         return Span(spacing, low, high, count)
@@ -137,19 +139,25 @@ def without(argv: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def axes_of(recipe: Recipe, words: Mapping[str, Sequence[Any]]) -> list[Axis]:
-    """An axis for each flag; `--seal` and `--no-seal` are those of one value."""
+    """An axis for each flag; `--seal`, `--no-seal` and `--ebc.no-enable` are those of one value."""
     found: dict[str, Axis] = {}
     for name, values in words.items():
-        known = {name, name.replace("no-", "", 1)} if name.startswith("no-") else {name}
-        if not values:
-            name, values = (name.removeprefix("no-"), ["false"]) if len(known) == 2 else (name, ["true"])
-            if field_named(recipe, name).plain is not bool:
-                raise UserError(f"{flag(name)} needs at least one value")
-        axis = Axis.of(recipe, name, values)
+        axis = Axis.of(recipe, *_as_values(recipe, name, values))
         if axis.name in found:
             raise UserError(f"{flag(axis.name)} comes twice: give it all its values at once")
         found[axis.name] = axis
     return list(found.values())
+
+
+def _as_values(recipe: Recipe, name: str, values: Sequence[Any]) -> tuple[str, Sequence[Any]]:
+    """A flag without a value as one that has it."""
+    if values:
+        return name, values
+    *parts, last = name.replace("_", "-").split(".")
+    plain = ".".join([*parts, last.removeprefix("no-")])
+    if field_named(recipe, plain).plain is not bool:
+        raise UserError(f"{flag(name)} needs at least one value")
+    return plain, ["false" if last.startswith("no-") else "true"]
 
 
 def grid(axes: Sequence[Axis]) -> list[Setting]:
@@ -171,6 +179,8 @@ def samples(axes: Sequence[Axis], count: int, sampler: SamplerName, seed: int) -
     repeated = [axis for axis in axes if axis.name == "seed"]
     drawn = [axis for axis in axes if axis.name != "seed"]
     points = _points(len(drawn), count, sampler, seed) if drawn else np.zeros((1, 0))
+    if any(axis.span for axis in repeated):
+        raise UserError("--seed takes single values or a range with a COUNT: each sample is run with all of them")
     chosen = [{axis.name: axis.drawn(float(u)) for axis, u in zip(drawn, point, strict=True)} for point in points]
     return [{**setting, **more} for setting in chosen for more in grid(repeated)]
 

@@ -1,11 +1,11 @@
 """A sweep from its first run to its last: what is refused, what is done, how far it is, and what was found."""
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from rich.console import Console
 
 from lipzoo.recipe.recipe import Recipe
@@ -20,46 +20,52 @@ from lipzoo.system.progress import waiting
 from lipzoo.system.streams import make_console
 from lipzoo.train.plan import resolve
 
+WHOLE = "1/1"
+"""The part of a sweep that is all of it."""
 REFUSALS = 3
 """Refused runs that are told one by one."""
 BEST = 5
 """Rows of the table at the end."""
 
 
-def drive(runs: Sequence[Run], folder: Path, *, workers: int, together: int, part: str) -> int:
+def drive(
+    runs: Sequence[Run], folder: Path, platform: Platform, *, workers: int = 0, together: int = 0, part: str = WHOLE
+) -> int:
     """Trains what is not done yet. Returns 0, or 1 if a run failed. Raises UserError, or Interrupted by a signal."""
     console, results = make_console(), Results(folder)
     with held(folder, f".lock-{part.replace('/', '-of-')}"):
-        _refuse(runs, results, console)
-        waiting_runs = [run for run in runs if not results.done(run.key)]
-        console.print(f"{summary(runs, results)}; results: {folder}", soft_wrap=True)
         try:
-            if waiting_runs:
-                _train(waiting_runs, results, console, workers, together)
+            _refuse(runs, results, console)
+            if part == WHOLE and all(run.refusal for run in runs):
+                raise UserError(f"none of {len(runs)} runs can be run: {runs[0].refusal}")
+            left = [run for run in runs if not run.refusal and not results.done(run.key)]
+            console.print(f"{summary(runs, results)}; results: {folder}", soft_wrap=True)
+            if left:
+                _train(left, results, console, platform, workers, together)
         except KeyboardInterrupt as error:
-            number = error.number if isinstance(error, Interrupted) else 2
-            results.close()
+            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
             raise Interrupted(f"interrupted: {summary(runs, results)}; the same command goes on", number) from error
-        results.close()
-    _finish([results.rows[run.key] for run in runs if run.key in results.rows], folder, console)
-    return int(any(results.rows[run.key]["status"] == "failed" for run in runs if run.key in results.rows))
+        finally:
+            results.close()
+    rows = [results.rows[run.key] for run in runs if run.key in results.rows]
+    if rows:
+        _finish(rows, folder, console)
+    return int(any(row["status"] == "failed" for row in rows))
 
 
 def summary(runs: Sequence[Run], results: Results) -> str:
     """How many runs there are, and how they have ended."""
     ended = Counter(results.rows[run.key]["status"] for run in runs if run.key in results.rows)
-    left = sum(not results.done(run.key) for run in runs)
+    left = sum(not run.refusal and not results.done(run.key) for run in runs)
     parts = [f"{count} {status}" for status, count in ended.items()] + ([f"{left} to do"] if left else [])
-    return f"{len(runs)} runs: {', '.join(parts)}"
+    return f"{len(runs)} runs: {', '.join(parts)}" if runs else "no run: nothing is to be done"
 
 
 def _refuse(runs: Sequence[Run], results: Results, console: Console) -> None:
-    """Notes the runs that cannot be run, and tells some of them. Raises UserError if none can."""
+    """Notes the runs that cannot be run, and tells some of them."""
     refused = [run for run in runs if run.refusal]
-    if len(refused) == len(runs):
-        raise UserError(f"none of {len(runs)} runs can be run: {runs[0].refusal}")
     for run in refused:
-        if not results.done(run.key):
+        if run.key not in results.rows:
             results.add(_row(run, {"key": run.key, "status": "refused", "reason": run.refusal}))
     vary = varying(runs)
     for run in refused[:REFUSALS]:
@@ -82,13 +88,14 @@ def _given(run: Run, names: set[str]) -> dict[str, object]:
 
 
 def _row(run: Run, row: Row) -> Row:
-    """A row with what it was made from."""
-    return {**row, **run.setting, "command": run.command}
+    """A row with what it was made from; what was trained may have been fitted, and what does nothing is empty."""
+    idle = {name: None for name, value in run.setting.items() if value is None}
+    return {"recipe": run.recipe.name, **run.setting, **row, **idle, "command": run.command}
 
 
-def _train(runs: Sequence[Run], results: Results, console: Console, workers: int, together: int) -> None:
-    asked = Platform()
-    jax.config.update("jax_platforms", "cpu")  # This process only plans: accelerators are for those that train.
+def _train(
+    runs: Sequence[Run], results: Results, console: Console, platform: Platform, workers: int, together: int
+) -> None:
     with waiting("preparing", len(runs), console) as wait:
         resolved = []
         for run in runs:
@@ -105,7 +112,7 @@ def _train(runs: Sequence[Run], results: Results, console: Console, workers: int
             wait.advance()
             console.print(f"{told(_given(run, vary)) or run.recipe.name}: {ending(row)}", soft_wrap=True)
 
-        train_all(resolved, results.folder, workers, together, asked.name() == "cpu", tell)
+        train_all(resolved, results.folder, workers, together, platform.is_cpu(), tell)
     minutes = (time.monotonic() - start) / 60
     console.print(f"{len(runs)} runs in {minutes:.1f} min: {len(runs) / minutes:.1f} a minute")
 

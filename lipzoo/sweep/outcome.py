@@ -42,6 +42,8 @@ def outcome(recipe: Recipe, trained: Trained, data: Data) -> Row:
     proved = prove(model)
     values = make_evaluate(recipe, make_mesh(), data)(jax.device_put(model), proved=proved)
     log_a_priori = log_bound(without_arrays(recipe.abstract_model()), recipe)
+    if not math.isfinite(values["val_loss"]):
+        return {"status": "diverged", **row, "reason": "the validation loss is not finite"}
     row |= {**values, "a_priori": _exp(log_a_priori), "log10_a_priori": log_a_priori / math.log(10)}
     if proved is not None and proved.lipschitz > 0:
         row["log10_lipschitz"] = math.log10(proved.lipschitz)

@@ -12,8 +12,9 @@ from lipzoo.system.errors import UserError
 from lipzoo.system.files import read_json, write_bytes, write_text
 
 Row = dict[str, Any]
-FINAL = ("done", "diverged", "refused")
-"""What a run is after which it is not run again; one that `failed` is, when the sweep goes on."""
+FINAL = ("done", "diverged")
+"""What a run is after which it is not run again; one that `failed` is, when the sweep goes on, and so is one that was
+`refused`, if it is no more."""
 EVERY = 10.0
 """Seconds between tables, at least."""
 TABLES = ("results.parquet", "results.csv")
@@ -22,7 +23,7 @@ TABLES = ("results.parquet", "results.csv")
 class Results:
     """The rows of a folder, by the keys of their runs. One process writes to it, or several of other `--jobs`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, write: bool = True):
         self.folder = folder
         self.rows: dict[str, Row] = {}
         self._unwritten: dict[str, Row] = {}
@@ -30,7 +31,8 @@ class Results:
         """When the tables were written."""
         self._warned = False
         try:
-            (folder / "rows").mkdir(parents=True, exist_ok=True)
+            if write:
+                (folder / "rows").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
         self.read()
@@ -38,7 +40,7 @@ class Results:
     def read(self) -> None:
         """Reads what is there, also what others have written since. What cannot be read is told, and run again."""
         for path in sorted((self.folder / "rows").glob("*.json")):
-            if path.stem in self.rows:
+            if self.done(path.stem) or path.stem in self._unwritten:
                 continue
             try:
                 row = read_json(path)
@@ -60,9 +62,11 @@ class Results:
     def close(self) -> None:
         """Writes what is left. Raises UserError if that cannot be."""
         self._write()
-        self.read()
-        if self.rows and not self._unwritten:
+        known = None
+        while self.rows and not self._unwritten and known != len(self.rows):  # Others may end at the same time.
+            known = len(self.rows)
             self.write_tables()
+            self.read()
         if self._unwritten:
             raise UserError(
                 f"{len(self._unwritten)} results could not be written to {self.folder}, and are lost: free some space, "
@@ -80,6 +84,7 @@ class Results:
     def write_tables(self) -> None:
         """The table of all rows, twice."""
         self._written = time.monotonic()
+        self.read()
         try:
             parquet, csv = tables(self.rows.values())
             for name, content in zip(TABLES, (parquet, csv), strict=True):

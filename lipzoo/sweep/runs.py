@@ -5,7 +5,8 @@ import hashlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lipzoo.config.fields import field_refusal
@@ -47,15 +48,13 @@ def base_of(name: str, variant: str | None) -> Base:
 
     **Raises:** UserError if there is none.
     """
-    known = importlib.import_module("recipes")
-    names = [found for _, found, _ in pkgutil.iter_modules(known.__path__)]
-    if "." not in name and name not in names:
-        raise UserError(f"there is no recipe {name!r}; choose from {', '.join(names)}, or name a module with a RECIPE")
     path = name if "." in name else f"recipes.{name}"
     try:
-        module = importlib.import_module(path)
+        module = importlib.import_module(path if all(map(str.isidentifier, path.split("."))) else "recipes.")
     except ModuleNotFoundError as error:
-        raise UserError(f"there is no recipe {name!r}: {error}") from error
+        raise UserError(
+            f"there is no recipe {name!r}; choose from {', '.join(_names())}, or name a module with a RECIPE"
+        ) from error
     variants = getattr(module, "VARIANTS", {})
     if variant is not None and variant not in variants:
         known = f"choose from {', '.join(variants)}" if variants else f"{name} has none"
@@ -66,25 +65,36 @@ def base_of(name: str, variant: str | None) -> Base:
     return Base(chosen, f"python -m {path}" + (f" --variant {variant}" if variant else ""))
 
 
+def _names() -> list[str]:
+    """The recipes that come with the library and can be swept."""
+    found = (name for _, name, _ in pkgutil.iter_modules(importlib.import_module("recipes").__path__))
+    return [name for name in found if hasattr(importlib.import_module(f"recipes.{name}"), "RECIPE")]
+
+
 def runs_of(base: Base, settings: Iterable[Setting]) -> list[Run]:
-    """The runs that settings make, in their order, each once: fields that do nothing beside the others are left out."""
-    return list({run.key: run for run in (_run(base, setting) for setting in settings)}.values())
+    """The runs that settings make, in their order, each once, by what is trained: fields that do nothing beside the
+    others are left out."""
+    runs: dict[str, Run] = {}
+    for setting in settings:
+        run = _run(base, setting)
+        runs.setdefault(run.key, run)
+    return list(runs.values())
 
 
 def _run(base: Base, setting: Setting) -> Run:
-    recipe = with_setting(base.recipe, setting)
-    nothing = {name for name in setting if idle(name, recipe)}
-    recipe = with_setting(recipe, {name: value_of(base.recipe, name) for name in nothing})
-    effective = {name: value for name, value in setting.items() if name not in nothing}
-    command = " ".join([base.command, *flags_of(effective)])
-    told = {name: None if name in nothing else value for name, value in setting.items()}
+    recipe, effective = with_setting(base.recipe, setting), dict(setting)
+    while nothing := [name for name in effective if idle(name, recipe)]:  # One that is left out may idle another.
+        recipe = with_setting(recipe, {name: value_of(base.recipe, name) for name in nothing})
+        effective = {name: value for name, value in effective.items() if name not in nothing}
+    command = shlex.join([*base.command.split(), *flags_of(effective)])
+    told = {name: effective.get(name) for name in setting}
     try:
         if refusal := field_refusal(recipe):
             raise UserError(refusal)
         ready = fitted(recipe)
     except UserError as error:
         return Run(key_of(recipe), told, recipe, command, str(error))
-    return Run(key_of(recipe), told, ready, command)
+    return Run(key_of(ready), told, ready, command)
 
 
 def key_of(recipe: Recipe) -> str:
@@ -96,8 +106,14 @@ def settings_of(value: object, recipe: Recipe) -> list[Setting]:
     """The settings that a JSON list of objects holds. Raises UserError if it is none."""
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
         raise UserError('--config must hold a list of settings: [{"lr": 0.1, "seed": 0}, {"lr": 0.2}]')
-    typed_of = [{name: typed(name, field_named(recipe, name), v) for name, v in item.items()} for item in value]
-    return [{name.replace("-", "_"): v for name, v in item.items()} for item in typed_of]
+    return [_setting(item, recipe) for item in value]
+
+
+def _setting(item: Mapping[str, object], recipe: Recipe) -> Setting:
+    found = {name.replace("-", "_"): typed(name, field_named(recipe, name), value) for name, value in item.items()}
+    if len(found) < len(item):
+        raise UserError(f"a setting of --config names a field twice: {', '.join(item)}")
+    return found
 
 
 def share(runs: Sequence[Run], jobs: str) -> list[Run]:

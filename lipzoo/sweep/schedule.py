@@ -22,23 +22,22 @@ ATTEMPTS = 2
 
 
 class Platform:
-    """What jax computes on. Another process is asked, since whoever asks takes the accelerators' memory; it is asked
-    while other things are done."""
+    """What jax computes on where runs are trained. This process itself only plans, on a CPU: whoever looks at
+    accelerators takes their memory, so another one is asked, while other things are done."""
 
     def __init__(self):
-        known = os.environ.get("JAX_PLATFORMS") == "cpu"
-        self._asked = (
-            None
-            if known
-            else subprocess.Popen(
-                [sys.executable, "-c", ASK], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-        )
+        import jax
 
-    def name(self) -> str:
-        """cpu, gpu, tpu; cpu where jax does not start, which the first worker then tells."""
+        known = os.environ.get("JAX_PLATFORMS") == "cpu"
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        self._asked = None if known else subprocess.Popen([sys.executable, "-c", ASK], **options)
+        jax.config.update("jax_platforms", "cpu")
+
+    def is_cpu(self) -> bool:
+        """Whether runs are trained on CPUs: also where jax does not start, which the first worker then tells."""
         words = self._asked.communicate()[0].split() if self._asked else []
-        return words[-1] if words else "cpu"
+        self._asked = None
+        return not words or words[-1] == "cpu"
 
 
 def cores() -> list[int]:

@@ -72,6 +72,8 @@ def typed(name: str, field: Field, value: Any) -> Any:
     """A value of a field's type, from text or JSON. Raises UserError if it is none."""
     from pydantic import TypeAdapter, ValidationError  # Slow to import.
 
+    if isinstance(value, bool) and field.plain is not bool:
+        raise UserError(f"{flag(name)}: {value!r} is no value for it")
     adapter = TypeAdapter(field.plain)
     if typing.get_origin(field.plain) is tuple and isinstance(value, str):
         value = tuple(part for part in value.split(",") if part)
@@ -112,7 +114,7 @@ def flags_of(setting: Setting) -> list[str]:
         elif isinstance(value, tuple):
             words += [flag(name), *map(str, value)]
         else:
-            words += [flag(name), f"{value:.9g}" if isinstance(value, float) else str(value)]
+            words += [flag(name), str(value)]
     return words
 
 

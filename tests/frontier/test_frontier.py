@@ -65,6 +65,14 @@ def test_a_setting_with_a_run_that_diverged_is_left_out():
     assert sorted({setting.seeds for setting in found}) == [2, 3]
 
 
+def test_a_quantity_that_a_seed_lacks_is_left_out():
+    rows = [dict(row) for row in ROWS]
+    rows[1]["val_certified_accuracy"] = None
+    assert "val_certified_accuracy" not in settings_of(rows, BY)[0].means
+    with pytest.raises(UserError, match="leave seed out"):
+        settings_of(rows, ("seed",))
+
+
 @pytest.mark.parametrize("quantity", ["val_loss", "val_accuracy", "val_certified_accuracy"])
 def test_the_frontier_is_what_no_smaller_bound_reaches(quantity):
     settings, sign = settings_of(ROWS, BY), 1 if quantity == "val_loss" else -1

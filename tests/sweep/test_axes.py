@@ -47,6 +47,8 @@ def refused(line):
         ("--no-seal", (False,)),
         ("--seal true false", (True, False)),
         ("--ebc.target-kl=0.1 0.2", (0.1, 0.2)),
+        ("--ebc.no-enable", (False,)),
+        ("--no_seal", (False,)),
         ("--sigma-max-overrides head=1,layers.0=2 head=3", (("head=1", "layers.0=2"), ("head=3",))),
     ],
 )
@@ -80,6 +82,8 @@ def test_words_become_values_of_the_fields_type(line, values):
         ("--seal --no-seal", "comes twice"),
         ("0.1 --lr 0.2", "belongs to no flag"),
         ("--no-lr", "no field|needs at least"),
+        ("--steps log:1e-300:1e300:3", "float32"),
+        ("--steps lin:-1e308:1e308:3", "float32"),
     ],
 )
 def test_what_says_nothing_is_refused(line, says):
@@ -127,6 +131,27 @@ def test_fields_that_do_nothing_are_left_out_and_runs_come_once():
     ]
     assert "sigma-max" not in found[0].command
     assert len({run.key for run in found}) == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("--lipschitz 5 --sigma-max 1 2 4", 1),
+        ("--max-step-kl 0.05 --fit-lr --lr 0.1 0.2", 1),
+        ("--constraint soft-cap weight-decay --weight-decay 0.3 --sigma-max 1 2 4", 4),
+        ("--embedding-adam true false --beta2 0.9 0.95", 1),
+    ],
+)
+def test_what_is_trained_in_the_same_way_is_one_run(line, count):
+    found = runs_of(BASE, made(line))
+    assert len(found) == len({json.dumps(run.recipe.to_json()) for run in found}) == count
+    for run in found:
+        parse(DIGITS, run.command.split()[3:])
+
+
+def test_numbers_are_written_whole():
+    (run,) = runs_of(BASE, made("--lr 0.12345678912345"))
+    assert parse(DIGITS, run.command.split()[3:]).recipe == run.recipe
 
 
 def test_what_cannot_be_run_says_why_and_the_rest_can():
@@ -198,6 +223,8 @@ def test_bases_are_recipes_and_their_variants():
         ("ebc_ablation", None, "no RECIPE that can be swept"),
         ("nothing", None, "choose from .*digits_mlp"),
         ("no.such.module", None, "there is no recipe"),
+        ("./recipes/digits_mlp.py", None, "there is no recipe"),
+        (".foo", None, "there is no recipe"),
     ):
         with pytest.raises(UserError, match=says):
             base_of(name, variant)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.sweep import results as results_module
 from lipzoo.sweep.__main__ import sweep
 from lipzoo.sweep.launch import parsed
+from lipzoo.sweep.outcome import outcome
 from lipzoo.sweep.results import Results, read_rows, tables
 from lipzoo.sweep.runs import Run
 from lipzoo.sweep.schedule import Pending, Worker
@@ -99,6 +101,28 @@ def test_what_is_done_is_not_run_again(finished, monkeypatch, capsys):
     assert called(f"--config {finished / 'settings.json'} --seed 3", finished / "of") == 0
     assert called(f"--config {finished / 'settings.json'} --seed 3", finished / "of", "--status") == 0
     assert capsys.readouterr().out.endswith("5 runs: 3 done, 1 diverged, 1 refused\n")
+
+
+def test_a_job_that_has_nothing_to_do_or_cannot_be_run_ends_well(tmp_path, capsys):
+    assert called("--lr 0.1 0.2", tmp_path, "--jobs", "3/3") == 0
+    assert "nothing is to be done" in capsys.readouterr().out
+    assert called("--lr 0.1 -1", tmp_path, "--job-idx", "1") == 0
+    assert [row["status"] for row in read_rows(tmp_path)] == ["refused"]
+
+
+def test_status_makes_no_folder(tmp_path):
+    assert called("--lr 0.1", tmp_path / "typo", "--status") == 0
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_run_whose_test_loss_is_infinite_has_diverged(monkeypatch):
+    recipe = make(width=8, steps=3)
+    (trained,) = train_together([recipe], lambda recipe: load_digits())
+    values = {"val_loss": math.inf, "val_accuracy": 0.1}
+    monkeypatch.setattr("lipzoo.sweep.outcome.make_evaluate", lambda *_: lambda *_, **__: values)
+    row = outcome(recipe, trained, load_digits())
+    assert row["status"] == "diverged"
+    assert "test" in row["reason"] or "validation" in row["reason"]
 
 
 def test_one_job_of_many_runs_alone(finished, capsys):
@@ -201,9 +225,10 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_pat
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("", ""),
         ("--lrr 0.1", "do you mean --lr"),
         ("--momentum-warmup 3 --optimizer adamw", "none of 1 runs can be run"),
+        ("--config SETTINGS --lr 0.5", "leave one out"),
+        ("--samples 3 --seed lin:0:3", "single values"),
         ("--config nowhere.json", "cannot be read"),
         ("--lr 0.1 --job-idx 1", "below the number of runs"),
         ("--lr 0.1 --job-idx 0 --jobs 1/2", "leave one out"),
@@ -214,9 +239,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_pat
     ],
 )
 def test_a_line_that_makes_no_sweep_is_refused(line, says, tmp_path):
-    if says:
-        with pytest.raises(UserError, match=says):
-            called(line, tmp_path / "out")
+    (tmp_path / "s.json").write_text('[{"lr": 0.1}]')
+    with pytest.raises(UserError, match=says):
+        called(line.replace("SETTINGS", str(tmp_path / "s.json")), tmp_path / "out")
 
 
 # --- Processes ------------------------------------------------------------------------------------------------
