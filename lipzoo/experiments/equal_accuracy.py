@@ -23,7 +23,7 @@ def compare(rows: Sequence[Row], folder: Path, effort: Effort) -> None:
     chosen = equally_accurate(rows)
     found = {name: _evaluated(row, folder / f"{name}-{row['key']}", effort) for name, row in chosen.items()}
     drawn = [line for color, (name, value) in enumerate(found.items()) for line in _lines(name, value, color)]
-    title = "Accuracy: under attack (—), certified around each image (- -)"
+    title = "Under attack (—), certified around each (- -)"
     figure = lines(drawn, title, "ε (ℓ₂, pixels in [0, 1])", "accuracy", limits=(0.0, 0.65))
     figure.savefig(folder / "robustness.png", dpi=140, facecolor="white")
     for name, value in found.items():

@@ -188,6 +188,8 @@ def test_settings_of_a_file():
         ([], "a list"),
         ([{"lrr": 1}], "--lr"),
         ([{"lr": "x"}], "no value"),
+        ([{"lr": True}], "no value"),
+        ([{"random-shift": 0, "random_shift": 1}], "twice"),
     ):
         with pytest.raises(UserError, match=says):
             settings_of(wrong, DIGITS)
