@@ -117,7 +117,7 @@ def text(muon: Sequence[str], heads: Sequence[str], adamw: Sequence[str]) -> tup
 GPT = {
     "tiny": Grids(
         "shakespeare_gpt",
-        {**TOY, "data": ["pydoc"], "depth": ["1"], "heads": ["2"], "seq_len": ["16"], "accum_steps": ["1"]},
+        {**TOY, "data": ["pydoc"], "depth": ["2"], "heads": ["2"], "seq_len": ["16"], "accum_steps": ["1"]},
         PAIR,
     ),
     "small": Grids(

@@ -8,8 +8,14 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.theory.numbers import round_digits
 
-MARGIN = 1.0
-SHARPNESS = 1.0
+MARGIN = 4.0
+"""What the loss takes off the right logit, in units of what a change of size ε can do to a difference of two.
+
+Measured on CIFAR-10 at 36/255 (MLP of width 256, MaxMin), by what is certified: the best of 0, 1, 2, 4 after 400 steps
+at caps 1 and 1.7 alike, and of 0, 4, 8 after 2,000 steps.
+"""
+SHARPNESS = 0.7
+"""The temperature times that unit: 0.7 was best of 0.4, 0.7, 1.4 after 2,000 steps, 0.4 of 0.2 to 1.5 after 400."""
 
 
 def with_certify_at(recipe: Recipe) -> Recipe:
