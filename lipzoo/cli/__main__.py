@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 
 from lipzoo.system.errors import UserError
-from lipzoo.system.terminal import guarded
+from lipzoo.system.terminal import STARTED_AS, guarded
 from lipzoo.system.version import VERSION
 
 TOOLS: Mapping[str, tuple[str, str]] = {
@@ -70,12 +70,15 @@ def _recipes() -> list[str]:
 
 def _start(program: str, module: str, arguments: list[str]) -> int:
     sys.argv = [program, *arguments]
+    STARTED_AS.append(program)
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=False)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)  # So that help is found in the module's source.
     except SystemExit as end:
         if not isinstance(end.code, int):
             raise
         return end.code
+    finally:
+        STARTED_AS.pop()
     return 0
 
 

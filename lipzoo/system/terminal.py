@@ -34,8 +34,14 @@ def guarded(command: Callable[[], int]) -> int:
     return status
 
 
+STARTED_AS: list[str] = []
+"""How a program was started that is part of another."""
+
+
 def program() -> str:
     """How this program can be started again, for its help."""
+    if STARTED_AS:
+        return STARTED_AS[-1]
     name = Path(sys.argv[0]).name
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.name.removesuffix('.__main__')}" if spec and name.endswith(".py") else name

@@ -1,16 +1,17 @@
 """The command `lipzoo`, and how the tools name themselves in their help."""
 
+import re
 import sys
 import types
 
 import pytest
 
-from lipzoo.cli.__main__ import main
+from lipzoo.cli.__main__ import TOOLS, main
 
 
 def run(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["lipzoo", *words])
-    tools = {"lipzoo.certify.__main__", "lipzoo.import_npz.__main__", "lipzoo.sample", "lipzoo.activations"}
+    tools = {name for module, _ in TOOLS.values() for name in (module, f"{module}.__main__")}
     for name in [name for name in sys.modules if name.startswith("recipes.") or name in tools]:
         monkeypatch.delitem(sys.modules, name)  # As in a process of its own.
     with pytest.raises(SystemExit) as end:
@@ -25,21 +26,21 @@ def test_help_names_every_tool_and_recipe(monkeypatch, capsys):
         assert all(word in out for word in ("train", "cifar_mlp", "gpt145m", "certify", "sample", "import-npz"))
 
 
-TOOLS = [
-    (("certify",), "usage: lipzoo certify "),
-    (("sample",), "usage: lipzoo sample "),
-    (("activations",), "usage: lipzoo activations "),
-    (("import-npz",), "usage: lipzoo import-npz "),
+USAGES = [
+    *(((name,), f"usage: lipzoo {name} ") for name in TOOLS),
     (("train", "digits_mlp"), "usage: lipzoo train digits_mlp "),
     (("train", "cifar-mlp"), "usage: lipzoo train cifar_mlp "),
 ]
 
 
-@pytest.mark.parametrize(("words", "usage"), TOOLS, ids=[" ".join(words) for words, _ in TOOLS])
+@pytest.mark.parametrize(("words", "usage"), USAGES, ids=[" ".join(words) for words, _ in USAGES])
 def test_every_tool_has_help(words, usage, monkeypatch, capsys):
     status, out, _ = run(monkeypatch, capsys, *words, "--help")
     assert status == 0
     assert out.startswith(usage)
+    told = out.split("show this help message and exit")
+    rows = [re.sub(r"\(default: [^)]*\)|[^\w ]", "", line).split() for line in "".join(told).splitlines()[4:]]
+    assert sum(len(row) > 4 for row in rows) >= 1, "no more than the names of flags"
 
 
 def test_a_recipe_trains(monkeypatch, capsys, tmp_path):
