@@ -62,7 +62,7 @@ USED: Mapping[str, tuple[Condition, str]] = {
     **dict.fromkeys(OF_EMBEDDINGS, (_embeds, "on a model without an embedding")),
     "embedding_cap": (
         lambda recipe: _embeds(recipe) and _capped(recipe),
-        "without an embedding that is held under a cap",
+        "on a model without an embedding, or without a cap on it",
     ),
     "sigma_max": (_capped, "where no --constraint has a cap that it sets"),
     "sigma_max_overrides": (_capped, "where no --constraint has a cap that it sets"),
