@@ -12,8 +12,9 @@ from lipzoo.cli.__main__ import TOOLS, main
 def run(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["lipzoo", *words])
     tools = {name for module, _ in TOOLS.values() for name in (module, f"{module}.__main__")}
-    for name in [name for name in sys.modules if name.startswith("recipes.") or name in tools]:
-        monkeypatch.delitem(sys.modules, name)  # As in a process of its own.
+    for name, module in list(sys.modules.items()):
+        if (name.startswith("recipes.") or name in tools) and not hasattr(module, "__path__"):
+            monkeypatch.delitem(sys.modules, name)  # As in a process of its own.
     with pytest.raises(SystemExit) as end:
         main()
     return end.value.code, *capsys.readouterr()
