@@ -15,7 +15,6 @@ from tyro.conf import Positional
 from lipzoo.config.fields import field_refusal
 from lipzoo.config.ranges import Count, Whole
 from lipzoo.evaluate.run import Effort
-from lipzoo.frontier.draw import draw_frontier
 from lipzoo.sweep.axes import axes_of, grid
 from lipzoo.sweep.drive import drive
 from lipzoo.sweep.results import Results
@@ -174,5 +173,7 @@ def make(argv: Sequence[str]) -> int:
         effort = Effort(images=line.images, tightness=False)
         compare([rows[run.key] for run in runs if run.key in rows], folder, effort)
     else:
+        from lipzoo.frontier.draw import draw_frontier  # matplotlib takes a second to import.
+
         draw_frontier(folder, keys={run.key for run in runs})
     return status

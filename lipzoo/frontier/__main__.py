@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from lipzoo.frontier.draw import draw_frontier
 from lipzoo.system.paths import UserPath
 from lipzoo.system.terminal import guarded, program
 
@@ -40,6 +39,8 @@ class Line:
 
 def _main(argv: Sequence[str]) -> int:
     line = tyro.cli(Line, args=list(argv), prog=program(), description=__doc__)
+    from lipzoo.frontier.draw import draw_frontier  # matplotlib takes a second to import.
+
     draw_frontier(line.results, line.by, line.quantity, line.bounds, line.out, line.title)
     return 0
 

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
@@ -16,14 +16,12 @@ from lipzoo.frontier.settings import (
     rows_of,
     settings_of,
 )
+from lipzoo.report.frontier_plots import Curve, Point, plot_frontiers
 from lipzoo.report.tables import terminal_table
 from lipzoo.sweep.results import read_rows
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
 from lipzoo.system.streams import make_console
-
-if TYPE_CHECKING:
-    from lipzoo.report.frontier_plots import Curve
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], quantity: str) -> Table:
@@ -41,16 +39,14 @@ def table_of(rows: Sequence[Mapping[str, Any]], quantity: str) -> Table:
     return terminal_table(columns, f"Best {QUANTITIES[quantity]} under each bound")
 
 
-def panels(settings: Sequence[Setting]) -> dict[str, list["Curve"]]:
+def panels(settings: Sequence[Setting]) -> dict[str, list[Curve]]:
     """For each quantity that settings have, the curve of each group: its last column tells the color, the rest the
     kind of line."""
-    from lipzoo.report.frontier_plots import Curve, Point
-
     groups = sorted({setting.group for setting in settings})
     colors = sorted({group[-1:] for group in groups})
     styles = sorted({group[:-1] for group in groups}, reverse=True)
 
-    def curve(told: Sequence[Setting], group: tuple[str, ...], quantity: str) -> "Curve":
+    def curve(told: Sequence[Setting], group: tuple[str, ...], quantity: str) -> Curve:
         own = sorted((setting for setting in told if setting.group == group), key=lambda setting: setting.bound)
         on = set(map(id, frontier(own, quantity)))
         points = [Point(s.bound, s.means[quantity], s.halves[quantity], id(s) in on) for s in own]
@@ -73,8 +69,6 @@ def draw_frontier(
 
     **Raises:** UserError if there is nothing to draw.
     """
-    from lipzoo.report.frontier_plots import plot_frontiers  # matplotlib takes a second to import.
-
     rows = [row for row in read_rows(results) if keys is None or row["key"] in keys]
     settings = [setting for setting in settings_of(rows, by) if quantity in setting.means]
     if not settings:
