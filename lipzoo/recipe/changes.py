@@ -5,19 +5,12 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.recipe.unused import named_fields
 from lipzoo.system.errors import UserError
 
-CHANGEABLE = (
-    "steps",
-    "mesh",
-    "accum_steps",
-    "remat",
-    "log_interval",
-    "val_interval",
-    "save_interval",
-    "keep",
-    "loggers",
-    "tensorboard",
-    "wandb",
+OF_DIRECTORIES = (
+    *("mesh", "log_interval", "val_interval", "save_interval", "keep"),
+    *("loggers", "tensorboard", "wandb"),
 )
+"""Settings that say where a run goes on, and what its directory holds, but not what is trained."""
+CHANGEABLE = ("steps", "accum_steps", "remat", *OF_DIRECTORIES)
 """Settings that a resumed run may be given anew."""
 
 

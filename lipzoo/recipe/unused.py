@@ -11,7 +11,7 @@ from lipzoo.optim.optimizers import OPTIMIZERS
 from lipzoo.recipe.recipe import Recipe
 
 Condition = Callable[[Recipe], bool]
-OF_EMBEDDINGS = ("embedding_cap", "embed_inflation", "embedding_adam")
+OF_EMBEDDINGS = ("embed_inflation", "embedding_adam")
 
 
 def _constrained(*free: ConstraintName) -> Condition:

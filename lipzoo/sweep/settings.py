@@ -8,26 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from lipzoo.config.fields import PREFIXED, flag
+from lipzoo.recipe.changes import OF_DIRECTORIES
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 
 Setting = Mapping[str, Any]
 """Values by the names of fields: `lr`, `ebc.target_kl`."""
-OF_DIRECTORIES = (
-    *(
-        "name",
-        "mesh",
-        "ema",
-        "log_interval",
-        "val_interval",
-        "save_interval",
-        "keep",
-        "loggers",
-        "tensorboard",
-        "wandb",
-    ),
-    "measure_steps",
-)
+NOT_SWEPT = ("name", "ema", "measure_steps", *OF_DIRECTORIES)
 """Fields that say nothing to a sweep: it validates at the end, saves no checkpoints, and deals runs out itself."""
 
 
@@ -57,11 +44,11 @@ def fields_of(config: Any, path: tuple[str, ...] = ()) -> dict[str, Field]:
 
 def field_named(recipe: Recipe, name: str) -> Field:
     """The field that a flag or a key names. Raises UserError, with names that are near, if there is none."""
-    found = {key: field for key, field in fields_of(recipe).items() if key not in OF_DIRECTORIES}
+    found = {key: field for key, field in fields_of(recipe).items() if key not in NOT_SWEPT}
     key = name.replace("-", "_")
     if key in found:
         return found[key]
-    if key in OF_DIRECTORIES:
+    if key in NOT_SWEPT:
         raise UserError(f"{flag(name)} says nothing to a sweep, which validates at the end and saves no runs")
     near = difflib.get_close_matches(key, found, 2, 0.6)
     hint = f"do you mean {' or '.join(flag(key) for key in near)}?" if near else f"it has {', '.join(sorted(found))}"

@@ -55,7 +55,7 @@ def train_together(
     Runs whose batches are the same ones, since data and seed are, read them once. Many runs are dealt out to all
     devices, and filled up with copies of the last where these do not divide them. All end after step `last`, if given.
     """
-    begun, devices = time.perf_counter(), len(jax.devices()) if len(recipes) > 1 else 1
+    begun, devices = time.perf_counter(), min(len(jax.devices()), len(recipes))
     filled = [*recipes, *[recipes[-1]] * (-len(recipes) % devices)]
     hooks = _Collector(filled, make_mesh() if len(filled) == 1 else runs_mesh(devices), watch)
     state, batches, hyper = hooks.start(load)
