@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,16 @@ from rich.table import Table
 
 from benchmarks import benchmark
 from benchmarks.cifar_step import product_time, products
-from lipzoo.devices.mesh import make_mesh
+from lipzoo.devices.mesh import make_mesh, place
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.sweep.results import read_rows
 from lipzoo.sweep.runs import base_of
-from lipzoo.sweep.settings import with_setting
 from lipzoo.system.terminal import program
 from lipzoo.train.state import init_state
 from lipzoo.train.step import step_of
 
 RUNS = ["--lr", "log:0.02:0.2:4", "--seed", "0", "1", "2", "3"]
-STEPS = {"digits_mlp": 500, "cifar_mlp": 100}
+STEPS = {"digits_mlp": 500, "cifar_mlp": 300}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CommandLine:
     arrangements: tuple[str, ...] = ("1x1", "1x4", "1x16", "2x1", "2x2", "2x8")
     """Processes × runs in one compiled step. The first is what others are compared with."""
     steps: int = 0
-    """Steps of a run; 0 for 500 of digits and 100 of CIFAR-10."""
+    """Steps of a run; 0 for 500 of digits and 300 of CIFAR-10."""
     out: Path = Path("benchmarks")
     """Folder of sweep_speed.json."""
 
@@ -64,25 +64,40 @@ def measure(recipe: str, arrangement: str, steps: int) -> tuple[float, list[dict
         return time.perf_counter() - start, sorted(read_rows(Path(folder)), key=lambda row: row["key"])
 
 
-def floor(recipe: Recipe) -> float:
-    """Seconds of the matrix products of one step, on one core while every other core does the same."""
-    code = f"from benchmarks.sweep_speed import own_floor; print(own_floor({recipe.name!r}))"
-    cores = sorted(os.sched_getaffinity(0))
-    started = [
-        subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        for core in cores
-    ]
-    return max(float(process.communicate()[0]) for process in started) / len(cores)
+def floor(recipe: Recipe, sets: Sequence[set[int]]) -> tuple[float, float]:
+    """Seconds of the matrix products of one step, and of getting its batch, by processes that each have a set of cores,
+    all at work: per step of any."""
+    code = f"from benchmarks.sweep_speed import own_floor; print(*own_floor({recipe.name!r}, {{}}))"
+    words = [[sys.executable, "-c", code.format(cores)] for cores in sets]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in words]
+    told = [[float(word) for word in process.communicate()[0].split()] for process in started]
+    multiply, fetch = (max(times) / len(sets) for times in zip(*told, strict=True))
+    return multiply, fetch
 
 
-def own_floor(name: str) -> float:
-    """Seconds of the matrix products of one step of a recipe, in this process."""
+def own_floor(name: str, cores: set[int]) -> tuple[float, float]:
+    """Seconds of the matrix products of one step of a recipe, and of getting its batch, in this process."""
+    os.sched_setaffinity(0, cores)
     recipe = base_of(name, None).recipe
     mesh = make_mesh()
-    data = recipe.data.load(0).batches(batch_size=recipe.data.batch_size, count=1, seed=0)
+    data = recipe.data.load(0).batches(batch_size=recipe.data.batch_size, count=101, seed=0)
     traced = jax.make_jaxpr(step_of(recipe, mesh))(init_state(recipe, mesh), next(data)).jaxpr
     live, _ = dce_jaxpr(traced, [True] * len(traced.outvars))
-    return sum(product_time(shapes) * count for shapes, count in collections.Counter(products(live)).items())
+    multiply = sum(product_time(shapes) * count for shapes, count in collections.Counter(products(live)).items())
+    start = time.perf_counter()
+    jax.block_until_ready([place(batch, mesh) for batch in data])
+    return multiply, (time.perf_counter() - start) / 100
+
+
+def parts(name: str, steps: int, console: Console) -> dict[str, float]:
+    """Seconds that all runs' products and batches take alone: each core by itself, and one process on all of them."""
+    recipe, cores = base_of(name, None).recipe, os.sched_getaffinity(0)
+    found: dict[str, float] = {}
+    for kind, sets in (("a core each", [{core} for core in sorted(cores)]), ("one process", [cores])):
+        multiply, fetch = (seconds * steps * 16 for seconds in floor(recipe, sets))
+        console.print(f"{kind}: products alone {multiply:.1f} s, batches alone {fetch:.1f} s")
+        found |= {f"products, {kind}": multiply, f"batches, {kind}": fetch}
+    return found
 
 
 def main() -> None:
@@ -108,10 +123,8 @@ def main() -> None:
             rows.append(row)
             cells = (seconds, row["runs_a_minute"], row["gain"], inside, before)
             table.add_row(arrangement, *(f"{cell:.3g}" for cell in cells), f"{off:.1e}")
-        least = floor(with_setting(base_of(name, None).recipe, {"steps": steps})) * steps * 16
         console.print(table)
-        console.print(f"matrix products alone, on all cores: {least:.1f} s, {60 * 16 / least:.1f} runs a minute")
-        found[name] = {"steps": steps, "arrangements": rows, "products_alone": least}
+        found[name] = {"steps": steps, "arrangements": rows, **parts(name, steps, console)}
     (line.out / "sweep_speed.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -14,7 +14,6 @@ from tyro.conf import Positional
 
 from lipzoo.config.fields import field_refusal
 from lipzoo.config.ranges import Count, Whole
-from lipzoo.evaluate.run import Effort
 from lipzoo.sweep.axes import axes_of, grid
 from lipzoo.sweep.drive import drive
 from lipzoo.sweep.results import Results
@@ -170,8 +169,7 @@ def make(argv: Sequence[str]) -> int:
         from lipzoo.experiments.equal_accuracy import compare
 
         rows = Results(folder).rows
-        effort = Effort(images=line.images, tightness=False)
-        compare([rows[run.key] for run in runs if run.key in rows], folder, effort)
+        compare([rows[run.key] for run in runs if run.key in rows], folder, line.images)
     else:
         from lipzoo.frontier.draw import draw_frontier  # matplotlib takes a second to import.
 

@@ -130,14 +130,17 @@ def test_one_job_of_many_runs_alone(finished, capsys):
     assert capsys.readouterr().out == "1 runs: 1 done\n"
 
 
-def test_many_runs_at_once_are_what_each_is_alone_on_as_many_devices_as_there_are():
-    """Three runs of two seeds on eight devices: to 2e-4, since batched products are summed up in another order."""
+@pytest.mark.parametrize("times", [1, 3])
+def test_many_runs_at_once_are_what_each_is_alone_on_as_many_devices_as_there_are(times):
+    """Three runs of two seeds on three devices, and nine on eight: to 2e-4, since batched products are summed up in
+    another order."""
     recipes = [make(width=8, steps=12, batch_size=32, lr=lr, seed=seed) for lr, seed in ((0.1, 0), (0.4, 1), (0.2, 1))]
+    recipes *= times
     seen = []
     many = train_together(recipes, lambda recipe: load_digits(), seen.append)
     assert seen == list(range(1, 13))
-    assert len(many) == 3
-    for recipe, one in zip(recipes, many, strict=True):
+    assert len(many) == 3 * times
+    for recipe, one in [*zip(recipes, many, strict=True)][-3:]:
         (alone,) = train_together([recipe], lambda recipe: load_digits())
         np.testing.assert_allclose(one.curves["loss"], alone.curves["loss"], atol=2e-4)
         for a, b in zip(weights(one.model), weights(alone.model), strict=True):
