@@ -17,6 +17,9 @@ at caps 1 and 1.7 alike, and of 0, 4, 8 after 2,000 steps.
 SHARPNESS = 0.7
 """The temperature times that unit: 0.7 was best of 0.4, 0.7, 1.4 after 2,000 steps, 0.4 of 0.2 to 1.5 after 400."""
 
+FARTHEST = 50.0
+"""Logarithms of that unit beyond which float32 has no room for what follows from it."""
+
 
 def with_certify_at(recipe: Recipe) -> Recipe:
     """The recipe with the temperature and the margin of the loss that --certify-at ε asks for.
@@ -34,12 +37,14 @@ def with_certify_at(recipe: Recipe) -> Recipe:
         raise UserError("--certify-at is for classifiers of images: leave it out")
     whole = recipe.complete()
     log_l = log_bound(without_arrays(whole.abstract_model()), whole)
-    if not math.isfinite(log_l):
-        raise UserError(
-            "--certify-at needs caps that bound the network: use --constraint soft-cap, or another that caps"
-        )
     pixels, classes = whole.data.sizes
-    change = math.exp(log_l) * math.sqrt(2 * classes / pixels) * training.epsilon
+    log_change = log_l + math.log(training.epsilon * math.sqrt(2 * classes / pixels))
+    if abs(log_change) > FARTHEST:
+        raise UserError(
+            "--certify-at needs caps that bound the network by a number of some size: use --constraint soft-cap, or "
+            "another that caps, with a --sigma-max nearer to 1"
+        )
+    change = math.exp(log_change)
     chosen = {"margin": _six(MARGIN * change), "temperature": _six(SHARPNESS / change)}
     return dataclasses.replace(recipe, training=dataclasses.replace(training, **chosen))
 

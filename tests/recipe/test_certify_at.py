@@ -47,6 +47,8 @@ def eval_fraction(text):
         ({"certify_at": "1/0"}, "36/255"),
         ({"certify_at": "inf"}, "36/255"),
         ({"certify_at": "0.1", "constraint": "none"}, "needs caps"),
+        ({"certify_at": "0.1", "depth": 150, "width": 8, "sigma_max": 1e5, "lr": 1e-6}, "nearer to 1"),
+        ({"certify_at": "0.1", "depth": 150, "width": 8, "sigma_max": 1e-5, "lr": 1e-6}, "nearer to 1"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(options, says):
