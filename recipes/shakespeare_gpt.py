@@ -21,11 +21,12 @@ RECIPE = Recipe(
         residual_scale=3.0,
         blocks_mass=8.0,
         activation="maxmin",
+        remat="none",
     ),
     data=TextConfig(data="shakespeare"),
     optimizer=OptimizerConfig(optimizer="muon", lr=2.0),
     constraint=ConstraintConfig(constraint="soft-cap", sigma_max=1.0, sigma_max_overrides=("head=9.9",)),
-    training=TrainingConfig(steps=2000, accum_steps=8, log_interval=10, val_interval=250, save_interval=250),
+    training=TrainingConfig(steps=2000, accum_steps=0, log_interval=10, val_interval=250, save_interval=250),
 )
 
 if __name__ == "__main__":

@@ -1,29 +1,20 @@
-"""Softmax attention of heads, and the rotary embedding of positions."""
+"""Softmax attention of heads."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lipzoo.layers.base import Position
+from lipzoo.layers.product import product
 
-ROTARY_BASE = 10_000.0
 FLASH_SIZE = 128
 """Largest width of a head that cuDNN's flash attention takes."""
-
-
-def rotate(x: Float[Array, "*batch time heads size"], first: Position = 0) -> Float[Array, "*batch time heads size"]:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864).
-
-    Turns the pair (xᵢ, xᵢ₊ₛ), s = size/2, of the token at position t by the angle t·10000^(-i/s): a rotation of every
-    head's space, which changes no norm and no bound. `first` is the position of the first token.
-    """
-    half = x.shape[-1] // 2
-    frequency = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.outer((first + jnp.arange(x.shape[-3], dtype=jnp.int32)).astype(jnp.float32), frequency)
-    shape = (*(1,) * (x.ndim - 3), angle.shape[0], 1, half)
-    cos, sin = jnp.cos(angle).astype(x.dtype).reshape(shape), jnp.sin(angle).astype(x.dtype).reshape(shape)
-    left, right = x[..., :half], x[..., half:]
-    return jnp.concatenate([cos * left + sin * right, cos * right - sin * left], axis=-1)
+BLOCK = 128
+"""Queries at once, at least, where each block looks at no keys after it."""
+MOST_BLOCKS = 8
+"""Each block is compiled by itself; half of the scores, plus one part in so many, are computed."""
+HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
+"""The logit of a key that is not looked at: its weight is 0."""
 
 
 def attend(
@@ -41,31 +32,46 @@ def attend(
 
     It looks at the last `window` of these alone, unless that is 0, and only at those of its own document. b depends on
     the distance alone; distances beyond its reach share its last entry. cuDNN's flash attention runs where it can: in
-    bfloat16 on a GPU, for heads of up to 128, without b; elsewhere the softmax is in float32.
+    bfloat16 on a GPU, for heads of up to 128, without b; elsewhere the softmax is in float32, of blocks of queries.
     """
-    distance = (first + jnp.arange(q.shape[0], dtype=jnp.int32))[:, None] - jnp.arange(k.shape[0], dtype=jnp.int32)[
-        None, :
-    ]
-    if bias is not None:
-        bias = bias.astype(jnp.float32)[:, jnp.clip(distance, 0, bias.shape[1] - 1)]
     whole = isinstance(first, int) and first == 0 and len(q) == len(k)
-    flash = jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and q.shape[-1] <= FLASH_SIZE and bias is None
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        bias,
-        _together(documents) if whole else _recent(distance, window),
-        scale=scale,
-        is_causal=whole,
-        local_window_size=(window - 1, 0) if whole and window else None,
-        implementation="cudnn" if flash and whole else "xla",
-    )
+    if whole and bias is None and _flashes(q):
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            mask=None if documents is None else (documents[:, None] == documents[None, :])[None],
+            scale=scale,
+            is_causal=True,
+            local_window_size=(window - 1, 0) if window else None,
+            implementation="cudnn",
+        )
+    q, k, v = (x.swapaxes(0, 1) for x in (q, k, v))
+    size = max(BLOCK, -(-len(q[0]) // MOST_BLOCKS)) if whole else len(q[0])
+    blocks = []
+    for start in range(0, len(q[0]), size):
+        asking = q[:, start : start + size]
+        seen = start + len(asking[0]) if whole else len(k[0])
+        distance = _distance(first + start, len(asking[0]), seen)
+        visible = _visible(distance, window)
+        if documents is not None and whole:
+            visible &= documents[start:seen, None] == documents[None, :seen]
+        logits = product(asking, k[:, :seen], 1, jnp.float32) * scale
+        if bias is not None:
+            logits += bias.astype(jnp.float32)[:, jnp.clip(distance, 0, bias.shape[1] - 1)]
+        weights = jax.nn.softmax(jnp.where(visible, logits, HIDDEN), axis=-1).astype(v.dtype)
+        blocks.append(weights @ v[:, :seen])
+    return jnp.concatenate(blocks, axis=1).swapaxes(0, 1)
 
 
-def _together(documents: Int[Array, " time"] | None) -> Bool[Array, "1 time time"] | None:
-    return None if documents is None else (documents[:, None] == documents[None, :])[None]
+def _flashes(q: Float[Array, "queries heads size"]) -> bool:
+    return jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and q.shape[-1] <= FLASH_SIZE
 
 
-def _recent(distance: Int[Array, "queries keys"], window: int) -> Bool[Array, "1 queries keys"]:
-    return ((distance >= 0) & (distance < (window or distance.shape[1])))[None]
+def _distance(first: Position, queries: int, keys: int) -> Int[Array, "queries keys"]:
+    """How far back each key is from each query."""
+    return (first + jnp.arange(queries, dtype=jnp.int32))[:, None] - jnp.arange(keys, dtype=jnp.int32)[None, :]
+
+
+def _visible(distance: Int[Array, "queries keys"], window: int) -> Bool[Array, "queries keys"]:
+    return (distance >= 0) & (distance < window) if window else distance >= 0

@@ -9,11 +9,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from lipzoo.layers.attend import attend, rotate
+from lipzoo.layers.attend import attend
 from lipzoo.layers.attention_error import attention_error
 from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_axes
 from lipzoo.layers.near_attention import Known, attention_near
 from lipzoo.layers.normalization import RMSNorm
+from lipzoo.layers.product import product
+from lipzoo.layers.rotary import rotate
 from lipzoo.theory.balls import SURE_RADIUS, Balls
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import Scalar, exp_up, log_hypot, log_root_mean_square, log_sum, log_times, log_up, namespace
@@ -96,19 +98,21 @@ class Attention(AbstractModule):
         return self._output(q, k, v, 0, mask)
 
     def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
-        q, k, v = self._project(x, first)
+        q, k, v = self._project(x, first, len(cache[0]))
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, new, first, 0) for old, new in zip(cache, (k, v), strict=True)
         )
         return self._output(q, keys, values, first, Mask()), (keys, values)
 
-    def _project(self, x: Float[Array, "time d"], first: Position) -> tuple[Heads, Heads, Heads]:
-        q, k, v = (self._by_head(x @ w.array.reshape(-1, x.shape[-1]).mT) for w in (self.q, self.k, self.v))
+    def _project(
+        self, x: Float[Array, "time d"], first: Position, room: int | None = None
+    ) -> tuple[Heads, Heads, Heads]:
+        q, k, v = (self._by_head(product(x, w.array.reshape(-1, x.shape[-1]))) for w in (self.q, self.k, self.v))
         if self.qk_epsilon is not None:
             q, k = RMSNorm(self.qk_epsilon)(q), RMSNorm(self.qk_epsilon)(k)
         if self.v_epsilon is not None:
             v = RMSNorm(self.v_epsilon)(v)
-        return (rotate(q, first), rotate(k, first), v) if self.rotary else (q, k, v)
+        return (rotate(q, first, room), rotate(k, first, room), v) if self.rotary else (q, k, v)
 
     def _by_head(self, x: Float[Array, "time d"]) -> Heads:
         return x.reshape(x.shape[0], self.heads, -1)
@@ -124,7 +128,7 @@ class Attention(AbstractModule):
         bias, scale = None if self.bias is None else self.bias.array[..., 0], self.softmax_scale / q.shape[-1]
         window = mask.window or self.window
         joined = attend(q, k, v, scale=scale, first=first, window=window, documents=mask.documents, bias=bias)
-        return self.output_scale * (joined.reshape(len(q), -1) @ self.out.array.mT)
+        return self.output_scale * product(joined.reshape(len(q), -1), self.out.array)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """The smallest of the valid forms, for sequences measured by their largest token.

@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lipzoo.layers.base import AbstractModule, check_axes, check_column, check_shape, check_weight
+from lipzoo.layers.product import product
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Ellipsoid
 from lipzoo.theory.numbers import Scalar, namespace
@@ -30,7 +31,7 @@ class Linear(AbstractModule):
 
     def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
         check_shape(x, self.weight.array.shape[-1:], self.weight.name)
-        y = x @ self.weight.array.mT  # In this order a batch of x stays in rows.
+        y = product(x, self.weight.array)
         return y if self.bias is None else y + self.bias.array[:, 0]
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lipzoo.layers.attend import ROTARY_BASE
+from lipzoo.layers.rotary import ROTARY_BASE
 from lipzoo.theory.balls import SURE_RADIUS, Balls, expit, log_sum_of_others, rms
 from lipzoo.theory.slopes import UNIT
 

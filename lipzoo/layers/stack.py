@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from lipzoo.layers.base import AbstractModule, AbstractStack, Cache, Mask, Position, check_module
 from lipzoo.layers.compose import Sequential
+from lipzoo.layers.product import product_p
 from lipzoo.theory.balls import Balls
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Ellipsoid
@@ -21,7 +22,7 @@ from lipzoo.theory.weight import Measure, Weight, map_weights, weights
 Remat = Literal["none", "products", "blocks"]
 SAVED = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "products": lambda primitive, *_, **params: primitive is product_p and not params["batch"],
     "blocks": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -30,7 +31,8 @@ class Stack(AbstractStack):
     """Equal blocks one after the other, held as one block whose arrays have a leading axis, and run by a scan.
 
     `remat` says what the backward pass computes anew: `none`; all but the `products` with weights (scores,
-    activations), which on CPUs costs less than writing and reading them; or everything in the `blocks`.
+    activations); or everything in the `blocks`. With `none` the scan is written out, which takes longer to compile:
+    what is kept need not be copied into one array of all blocks.
     """
 
     deviates = True
@@ -62,7 +64,7 @@ class Stack(AbstractStack):
             return _whole(block).masked(x, mask), None
 
         run = jax.checkpoint(run, policy=SAVED[self.remat], prevent_cse=False)
-        return jax.lax.scan(run, x, self.blocks)[0]
+        return jax.lax.scan(run, x, self.blocks, unroll=self.remat == "none")[0]
 
     def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
         def run(x: Array, block_and_cache: tuple[AbstractModule, Cache]) -> tuple[Array, Cache]:

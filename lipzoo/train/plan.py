@@ -100,7 +100,7 @@ def resolve(recipe: Recipe) -> tuple[Plan, Hyper]:
             if _acts(recipe, weight)
         ),
         training.steps,
-        training.parts(recipe.data.batch_size, recipe.data.unit[1]),
+        training.parts(recipe.data.batch_size, recipe.data.unit[1], cpu=jax.default_backend() == "cpu"),
         training.model_dtype,
         recipe.data.white,
         training.ema > 0,

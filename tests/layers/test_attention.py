@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lipzoo.constraints import SvdCap
-from lipzoo.layers.attend import rotate
+from lipzoo.layers.rotary import rotate
 from lipzoo.layers.base import Mask
 from lipzoo.models import Attention
 from lipzoo.theory.bound import Bound

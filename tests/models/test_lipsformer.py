@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lipzoo.certify.certificate import Certificate
-from lipzoo.layers.attend import rotate
+from lipzoo.layers.rotary import rotate
 from lipzoo.models import GPT, GPTConfig
 from lipzoo.models.lipsformer import FIRST_STRENGTH
 from lipzoo.recipe.constraint import ConstraintConfig
