@@ -105,7 +105,9 @@ def measure(recipe: Recipe, line: CommandLine) -> dict[str, Any]:
     parts = {
         "forward and backward": timed(differentiate, state.model, batch),
         "optimizer": timed(update, gradient, state.opt_state, state.model),
-        "constraint": timed(jax.jit(lambda m, u: computation.constrain(m, u, one, hyper, key)), state.model, gradient),
+        "constraint": timed(
+            jax.jit(lambda m, u: computation.constrain(m, u, jnp.int32(0), hyper, key)), state.model, gradient
+        ),
     }
     rate = matmul_rate(line.rounds, line.product, recipe.training.model_dtype)
     floor = model_flops(recipe, state.model) / (rate * mesh.size)

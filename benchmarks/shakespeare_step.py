@@ -129,7 +129,7 @@ def main() -> None:
         "whole step": step_seconds(line.rounds, recipe, batch),
         "forward and backward": timed(differentiate, model, batch),
         "Muon": timed(update, grads, opt_state, model),
-        "constraint": timed(jax.jit(lambda m, u: computation.constrain(m, u, one, hyper, key)), model, grads),
+        "constraint": timed(jax.jit(lambda m, u: computation.constrain(m, u, jnp.int32(0), hyper, key)), model, grads),
     }
     floor = model_flops(recipe, model) / matmul_rate(line.rounds, line.product, line.model_dtype)
     shape = "×".join(map(str, batch["input"].shape))

@@ -113,7 +113,7 @@ def ten_steps(case):
         elif case == "muon_orthogonal":
             model = bare(exact_stiefel(filled(like, model)))
         else:
-            model = computation.constrain(model, updates, lr, hyper, jax.random.key(step))
+            model = computation.constrain(model, updates, jnp.int32(step), hyper, jax.random.key(step))
     return np.array(losses), filled(like, model)
 
 

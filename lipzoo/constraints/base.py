@@ -10,7 +10,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from lipzoo.theory import norms
 from lipzoo.theory.excess import largest_gram_excess
@@ -84,6 +84,24 @@ class Constraint(abc.ABC):
         share.
         """
         return sigma_max if self.caps else float("inf")
+
+
+def forming(shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> float:
+    """By how much, relative, rounding can lift the norm of a weight to which an update is added: 16 roundings of all
+    entries, each at most u√s of the norm, s the smaller side, and as many of scalars."""
+    return 16 * (math.sqrt(min(shape[-2:])) + 1) * norms.unit_roundoff(dtype)
+
+
+def lowered(cap: Cap, moved: Cap, every: int, shape: Sequence[int]) -> Cap:
+    """The cap g that a map has to be given which acts every k-th step, for all k steps to end under `cap`.
+
+    `moved` is the sum of the norms η of the k - 1 updates that follow. Each takes a norm b to at most (b + η)(1 + ρ),
+    ρ what `forming` says, whatever is decayed. So the last is at most (g + Ση)(1 + ρ)^(k-1), and (1 + ρ)^(1-k) ≥
+    1 - (k-1)ρ; the sum itself is rounded.
+    """
+    if every == 1:
+        return cap
+    return cap * (1 - (every - 1) * forming(shape) - 8 * norms.unit_roundoff(jnp.float32)) - moved * (1 + 1e-5)
 
 
 def target(cap: Cap, matrix: Float[Array, "*batch out in"]) -> Cap:

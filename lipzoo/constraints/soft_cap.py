@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from lipzoo.constraints.base import Cap, Constraint, Step, aim, normalize, precision, target, wide_product
+from lipzoo.constraints.base import Cap, Constraint, Step, aim, forming, normalize, precision, target, wide_product
 from lipzoo.theory import norms
 from lipzoo.theory.precision import rounded
 
@@ -47,7 +47,8 @@ class SoftCap(Constraint):
         loss, offset = (loss, (2 * side + 8) * unit) if proved else (0.0, 0.0)
         goal = target(cap, matrix) if proved else aim(cap, matrix)
         # One norm for all matrices stays one number: devices that share them need not ask each other when to stop.
-        norm = jnp.asarray(cap * (1 - step.decay) + step.update_norm, matrix.dtype) * (1 + 16 * (side + 1) * unit)
+        norm = jnp.asarray(cap * (1 - step.decay) + step.update_norm, matrix.dtype)
+        norm = norm * (1 + forming(matrix.shape, matrix.dtype))
 
         def unfinished(carry: tuple[Array, Array]) -> Array:
             return jnp.any((carry[1] > goal) & jnp.isfinite(carry[1]))
@@ -74,7 +75,7 @@ class SoftCap(Constraint):
         if loss > LARGEST_LOSS or norm > LARGEST_EXCESS * cap:
             return math.inf
         side, unit = math.sqrt(min(shape[-2:])), norms.unit_roundoff("float32")
-        largest = norm * (1 + 16 * (side + 1) * unit)
+        largest = norm * (1 + forming(shape))
         goal = cap * (1 - (4 * side + 16) * unit) * (1 - 1e-5)
         offset = (2 * side + 8) * unit
         absorbed = LARGEST_SHRINK * (1 - loss) - offset

@@ -25,6 +25,7 @@ from lipzoo.layers.base import silent
 from lipzoo.optim.config import LR_FLAG
 from lipzoo.recipe.asked import with_lipschitz, without_arrays
 from lipzoo.recipe.certify_at import with_certify_at
+from lipzoo.recipe.lazy import lowest
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.theory.bound import Bound
@@ -132,7 +133,8 @@ def _moved(recipe: Recipe, weight: Weight, lr: float) -> float:
         return math.inf if decay else size / weight.rms_factor * (1 + rounding)
     reached = max(weight.cap * (1 - decay * step) + size, weight.cap) * (1 + rounding)  # At a factor of 1, or of 0.
     moved = size + decay * step * weight.cap + rounding * reached
-    moved += recipe.constraint.of(weight).moves(weight.array.shape, weight.cap, reached)
+    goal = lowest(recipe.constraint, recipe.optimizer, weight, lr)
+    moved += recipe.constraint.of(weight).moves(weight.array.shape, goal, reached)
     return min(moved, 2 * weight.cap)
 
 

@@ -23,13 +23,14 @@ from lipzoo.optim.config import LR_FLAG, OptimizerConfig
 from lipzoo.optim.ebc.config import EBCConfig
 from lipzoo.recipe.constraint import CAP_FLAG, ConstraintConfig
 from lipzoo.recipe.format1 import with_kinds
+from lipzoo.recipe.lazy import lazy_refusal, lowest
 from lipzoo.recipe.memory import memory_refusal
 from lipzoo.recipe.training import TrainingConfig
 from lipzoo.system.errors import UserError
 from lipzoo.system.version import VERSION
 from lipzoo.theory.weight import Weight, filled, map_weights, set_caps, weights
 
-FORMAT = 2
+FORMAT = 3
 """The number of the format that recipes are stored in. All earlier ones can be read (`lipzoo.recipe.format1`)."""
 PARTS = ("model", "data", "optimizer", "constraint", "training")
 """Parts that every stored recipe has; later ones have defaults."""
@@ -157,7 +158,10 @@ class Recipe:
         )
         if any(refusals):
             return next(filter(None, refusals))
-        return next((r for w in weights(self.optimizer.shares(free)) if (r := self._weight_refusal(w, caps))), None)
+        shared = weights(self.optimizer.shares(free))
+        if caps and (refusal := lazy_refusal(config, self.optimizer, shared)):
+            return refusal
+        return next((r for w in shared if (r := self._weight_refusal(w, caps))), None)
 
     def _weight_refusal(self, weight: Weight, caps: bool) -> str | None:
         config, optimizer = self.constraint, self.optimizer
@@ -173,7 +177,8 @@ class Recipe:
             return f"{rates} would flip the sign of {weight.name}: lower one"
         if isinstance(constraint, WeightDecay) and not optimizer.weight_decay:
             return "--constraint weight-decay needs a --weight-decay above 0"
-        reason = constraint.refusal(cap, step * optimizer.update_sup(weight)) if caps else None
+        left = cap - lowest(config, optimizer, dataclasses.replace(weight, cap=cap), optimizer.lr)
+        reason = constraint.refusal(cap - left, step * optimizer.update_sup(weight) + left) if caps else None
         if reason and math.isinf(optimizer.update_sup(weight)):
             return f"{reason}: use --optimizer muon or another --constraint for {weight.name}"
         if reason:
@@ -201,7 +206,9 @@ def _upgraded(value: object) -> dict[str, Any]:
     number = value.get("format", 1)  # The first format had no number.
     if number not in range(1, FORMAT + 1):
         raise ValueError(f"its format is {number!r}, and the newest known here is {FORMAT}")
-    return {**with_kinds(value), "format": FORMAT} if number == 1 else value
+    value = with_kinds(value) if number == 1 else value
+    constraint = value["constraint"] if number > 2 else {"project_every": 1, **value["constraint"]}
+    return {**value, "constraint": constraint, "format": FORMAT}
 
 
 def _kinds() -> Mapping[str, Mapping[str, type]]:

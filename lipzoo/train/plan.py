@@ -19,15 +19,18 @@ from lipzoo.optim.ebc.clip import trust_region
 from lipzoo.optim.ebc.config import EBCConfig
 from lipzoo.optim.hyper import Hyper
 from lipzoo.optim.schedules import Factor
+from lipzoo.recipe.lazy import every
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.theory.weight import Weight, bare, weights
 
 
 class Held(NamedTuple):
-    """How a weight is constrained, and the norm of its update per unit of lr × share: infinite if it is not known."""
+    """How a weight is constrained, the norm of its update per unit of lr × share (infinite if it is not known), and
+    every how many steps it is done."""
 
     constraint: Constraint
     update_sup: float
+    every: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +97,7 @@ def resolve(recipe: Recipe) -> tuple[Plan, Hyper]:
         recipe.data.sizes,
         recipe.optimizer.structure(),
         dataclasses.replace(ebc, target_kl=EBCConfig.target_kl) if ebc.enable else EBCConfig(),
-        tuple(
-            (weight.name, Held(recipe.constraint.of(weight), recipe.optimizer.update_sup(weight)))
-            for weight in found
-            if _acts(recipe, weight)
-        ),
+        tuple((weight.name, _held(recipe, weight)) for weight in found if _acts(recipe, weight)),
         training.steps,
         training.parts(recipe.data.batch_size, recipe.data.unit[1], cpu=jax.default_backend() == "cpu"),
         training.model_dtype,
@@ -108,6 +107,11 @@ def resolve(recipe: Recipe) -> tuple[Plan, Hyper]:
         training.margin > 0,
     )
     return plan, hyper
+
+
+def _held(recipe: Recipe, weight: Weight) -> Held:
+    constraint, optimizer = recipe.constraint, recipe.optimizer
+    return Held(constraint.of(weight), optimizer.update_sup(weight), every(constraint, optimizer, weight))
 
 
 def _acts(recipe: Recipe, weight: Weight) -> bool:

@@ -1,6 +1,7 @@
 """Whole runs: begun or gone on with in their directory, and ended."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import signal
@@ -30,6 +31,7 @@ from lipzoo.train.contents import check_step, note_recipe
 from lipzoo.train.evaluate import Prove
 from lipzoo.train.loop import Loop
 from lipzoo.train.reading import Damaged, read_recipe
+from lipzoo.train.rested import rested
 from lipzoo.train.state import State, init_state
 
 Finish = Callable[[Recipe, Path, Console], None]
@@ -174,12 +176,16 @@ def _restore_step(
     """The state of a step. Raises Damaged, or UserError if it is whole but this recipe cannot go on from it."""
     step = int(path.name)
     try:
-        check_unchanged(read_recipe(path), recipe)
+        stored = read_recipe(path)
+        check_unchanged(stored, recipe)
     except UserError:
         check_step(path)  # Of a step that is not whole, the recipe says nothing.
         raise
     if step <= recipe.training.steps:
-        return checkpoints.restore(step, state, data)
+        restored = checkpoints.restore(step, state, data)
+        if stored.training.steps != recipe.training.steps:
+            restored = dataclasses.replace(restored, model=rested(recipe, restored.model))
+        return restored
     check_step(path)
     raise UserError(f"the run has reached step {step}: give --steps {step} or more, or leave it out")
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from lipzoo.constraints import Step
+from lipzoo.constraints.base import lowered
 from lipzoo.devices.mesh import RUNS, batched, gathered, replicated, spread, stored
 from lipzoo.layers.base import Mask
 from lipzoo.layers.stack import Stack
@@ -106,7 +107,7 @@ class Computation:
         )
         updates = jax.tree.map(lambda update: -lr * update, updates)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        model = self.constrain(optax.apply_updates(params, updates), updates, lr, hyper, key)
+        model = self.constrain(optax.apply_updates(params, updates), updates, state.step, hyper, key)
         metrics = {"loss": loss, "accuracy": accuracy, "lr": lr, **telemetry(opt_state)}
         if self.plan.measures:
             metrics |= self.change(params, model, batch, hyper.temperature)
@@ -137,22 +138,26 @@ class Computation:
         logit, nats = jax.lax.map(part, self._split(batch["input"])) if self.plan.parts > 1 else part(batch["input"])
         return {"largest_logit_change": logit.max(), "largest_kl": nats.max()}
 
-    def constrain(self, model: Any, updates: Any, lr: Float[Array, ""], hyper: Hyper, key: Key[Array, ""]) -> Any:
-        """The updated model with every weight's constraint applied."""
+    def constrain(self, model: Any, updates: Any, clock: Int[Array, ""], hyper: Hyper, key: Key[Array, ""]) -> Any:
+        """The updated model with every weight's constraint applied, if it is the step for it."""
         indices = {weight.name: index for index, weight in enumerate(weights(model))}
         held = dict(self.plan.held)
 
         def apply(weight: Weight, update: Weight) -> Weight:
             if weight.name not in held:
                 return weight
-            constraint, sup = held[weight.name]
-            cap, own_lr = hyper.caps[weight.name], lr * hyper.shares[weight.name]
+            constraint, sup, every = held[weight.name]
+            cap, peak = hyper.caps[weight.name], hyper.lr * hyper.shares[weight.name]
             own_key = jax.random.fold_in(key, indices[weight.name])
 
             def known(array: Array) -> Array:
-                return constraint.hold(
-                    weight.with_array(array), cap, Step(own_lr * sup, own_lr * hyper.decay, own_key)
-                ).array
+                own_lr, moved = peak * self.plan.factor(clock), peak * sup * self.ahead(clock, every)
+                goal = lowered(cap, moved, every, array.shape)
+                step = Step(own_lr * sup + (cap - goal) * (1 + 1e-6), own_lr * hyper.decay, own_key)
+                return constraint.hold(weight.with_array(array), goal, step).array
+
+            def due(array: Array) -> Array:
+                return known(array) if every == 1 else jax.lax.cond(clock % every == 0, known, lambda x: x, array)
 
             def measured(array: Array, change: Array) -> Array:
                 # The update includes the decay, so it counts as part of the update's norm.
@@ -160,10 +165,14 @@ class Computation:
                 return constraint.hold(weight.with_array(array), cap, step).array
 
             if np.isfinite(sup):
-                return weight.with_array(spread(self.mesh, known)(weight.array))
+                return weight.with_array(spread(self.mesh, due)(weight.array))
             return weight.with_array(spread(self.mesh, measured)(weight.array, update.array))
 
         return map_weights(apply, model, updates)
+
+    def ahead(self, clock: Int[Array, ""], every: int) -> Float[Array, ""]:
+        """The sum of the schedule's factors of the steps until a constraint acts again."""
+        return sum((self.plan.factor(clock + later) for later in range(1, every)), jnp.float32(0))
 
     def compute_copy(self, model: Any) -> Any:
         """The weights as forward and backward see them: in the model's precision and whole on every device.

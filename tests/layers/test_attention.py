@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lipzoo.constraints import SvdCap
-from lipzoo.layers.rotary import rotate
 from lipzoo.layers.base import Mask
+from lipzoo.layers.rotary import rotate
 from lipzoo.models import Attention
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.geometry import OFFSETS

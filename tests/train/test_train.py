@@ -150,6 +150,26 @@ ROUNDED = [case for case in GUARANTEES if case[1] in ("soft-cap", "stiefel") and
 """The constraints that compute in --project-dtype."""
 
 
+LAZY = [("soft-cap", 4, "linear"), ("soft-cap", 8, "constant"), ("hard-cap", 3, "cosine"), ("stiefel", 2, "constant")]
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize(("constraint", "count", "schedule"), LAZY)
+def test_caps_hold_after_each_step_though_the_constraint_acts_every_few(constraint, count, schedule):
+    settings = {"constraint": constraint, "project_every": count, "schedule": schedule, "warmup_steps": 30}
+    recipe = make(**SMALL, **settings, lr=0.3, sigma_max=2.0, nesterov=True)
+    norms = []
+
+    def check(state):
+        norms.append([svd_norm(weight.array) / weight.cap for weight in weights(state.model)])
+
+    run(recipe, 90, check)
+    norms = np.array(norms)
+    assert norms.max() <= 1
+    step = 0.3 / 3 / 2  # Of a cap.
+    assert norms[30:].max() > 1 - 0.02 - step  # The room that was left is used.
+
+
 @pytest.mark.optimized
 @pytest.mark.parametrize(
     ("optimizer", "constraint", "lr", "dtype"),
