@@ -27,6 +27,7 @@ from rich.table import Table
 from benchmarks import benchmark
 from lipzoo.data import Augment, Images, Split
 from lipzoo.devices.mesh import batched, make_mesh
+from lipzoo.layers.product import product_p
 from lipzoo.recipe.constraint import ConstraintConfig
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
@@ -68,12 +69,23 @@ def variants() -> dict[str, Recipe]:
 
 
 def products(jaxpr: Jaxpr) -> Iterator[Shapes]:
-    """Every matrix product of a traced function; the body of a loop counts once, as the soft cap runs it here."""
+    """Every matrix product of a traced function.
+
+    The body of a loop counts once, as the soft cap runs it here; of the branches of a condition the one with the least
+    work counts, which is the one that is taken: the others are there for what a test fails to prove.
+    """
     for equation in jaxpr.eqns:
+        avals: list[Any] = [v.aval for v in equation.invars]
+        shapes = [aval.shape for aval in avals]
         if equation.primitive.name == "dot_general":
-            avals: list[Any] = [v.aval for v in equation.invars]
-            left, right = (aval.shape for aval in avals)
-            yield left, right, equation.params["dimension_numbers"]
+            yield shapes[0], shapes[1], equation.params["dimension_numbers"]
+        if equation.primitive is product_p:
+            axes = tuple(range(equation.params["batch"]))
+            yield shapes[0], shapes[1], (((len(shapes[0]) - 1,), (len(shapes[1]) - 1,)), (axes, axes))
+        if equation.primitive.name == "cond":
+            branches = [list(products(branch.jaxpr)) for branch in equation.params["branches"]]
+            yield from min(branches, key=lambda branch: sum(map(flops, branch)))
+            continue
         for value in equation.params.values():
             for part in value if isinstance(value, (tuple, list)) else (value,):
                 if isinstance(part, ClosedJaxpr):

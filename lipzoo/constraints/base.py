@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from lipzoo.theory import norms
+from lipzoo.theory import norms, products
 from lipzoo.theory.excess import largest_gram_excess
 from lipzoo.theory.numbers import Scalar
 from lipzoo.theory.weight import Weight, gram_norm
@@ -89,7 +89,7 @@ class Constraint(abc.ABC):
 def forming(shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> float:
     """By how much, relative, rounding can lift the norm of a weight to which an update is added: 16 roundings of all
     entries, each at most u√s of the norm, s the smaller side, and as many of scalars."""
-    return 16 * (math.sqrt(min(shape[-2:])) + 1) * norms.unit_roundoff(dtype)
+    return 16 * (math.sqrt(min(shape[-2:])) + 1) * products.unit_roundoff(dtype)
 
 
 def lowered(cap: Cap, moved: Cap, every: int, shape: Sequence[int]) -> Cap:
@@ -101,7 +101,7 @@ def lowered(cap: Cap, moved: Cap, every: int, shape: Sequence[int]) -> Cap:
     """
     if every == 1:
         return cap
-    return cap * (1 - (every - 1) * forming(shape) - 8 * norms.unit_roundoff(jnp.float32)) - moved * (1 + 1e-5)
+    return cap * (1 - (every - 1) * forming(shape) - 8 * products.unit_roundoff(jnp.float32)) - moved * (1 + 1e-5)
 
 
 def target(cap: Cap, matrix: Float[Array, "*batch out in"]) -> Cap:
@@ -111,7 +111,7 @@ def target(cap: Cap, matrix: Float[Array, "*batch out in"]) -> Cap:
     norm is known there are two of them (the division here and that by √(in/out) when it is stored) and a few roundings
     of scalars; (4√s + 16)u is taken off.
     """
-    return cap * (1 - (4 * math.sqrt(min(matrix.shape[-2:])) + 16) * norms.unit_roundoff(matrix.dtype))
+    return cap * (1 - (4 * math.sqrt(min(matrix.shape[-2:])) + 16) * products.unit_roundoff(matrix.dtype))
 
 
 def aim(cap: Cap, matrix: Float[Array, "*batch out in"], squarings: int = norms.GRAM_SQUARINGS) -> Cap:
@@ -142,13 +142,28 @@ def normalize_moves(shape: Sequence[int], cap: float, norm: float, squarings: in
     """
     reach = norm * (1 + 2.0**-50)
     excess = largest_gram_excess(shape, "float32", squarings)
-    rounding = (4 * math.sqrt(min(shape[-2:])) + 16) * norms.unit_roundoff("float32")
+    rounding = (4 * math.sqrt(min(shape[-2:])) + 16) * products.unit_roundoff("float32")
     shrunk = reach - cap * (1 - rounding) / (1 + excess)
     return max(0.0, shrunk) + rounding * reach
 
 
+def brought_down(
+    matrix: Float[Array, "*batch out in"], norm: Float[Array, "*norms"], limit: Cap
+) -> tuple[Float[Array, "*batch out in"], Float[Array, "*norms"]]:
+    """(W, k) with k at most `limit` and ‖W‖ ≤ k: where k is above it, W is divided by ‖W‖_F/limit."""
+    x, unit, _ = norms.scaled(matrix)
+    entries = math.prod(matrix.shape[-2:])  # A sum of n squares comes out at least (1-u)ⁿ of what it is.
+    inflation = math.exp((entries / 2 + 16) * products.unit_roundoff(matrix.dtype))
+    size = jnp.sqrt(jnp.sum(x**2, axis=(-2, -1))) * inflation
+    shrunk = x * jnp.minimum(limit / size, unit)[..., None, None]
+    above = norm > limit
+    return jnp.where(jnp.broadcast_to(above, unit.shape)[..., None, None], shrunk, matrix), jnp.where(
+        above, limit * (1 + 1e-3), norm
+    )
+
+
 def wide_product(left: Float[Array, "*b s s"], matrix: Float[Array, "*b m n"]) -> Float[Array, "*b m n"]:
-    """The small symmetric matrix from `norms.small_gram` applied on its side: LW, or WL if W is tall."""
+    """The small symmetric matrix from `products.small_gram` applied on its side: LW, or WL if W is tall."""
     wide = matrix.shape[-2] <= matrix.shape[-1]
     factors = (left, matrix) if wide else (matrix, left)
     return jnp.matmul(*factors, precision=precision(matrix))

@@ -8,8 +8,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from lipzoo.constraints.base import Cap, Constraint, Step, aim, forming, normalize, precision, target, wide_product
-from lipzoo.theory import norms
+from lipzoo.constraints.base import (
+    Cap,
+    Constraint,
+    Step,
+    aim,
+    brought_down,
+    forming,
+    normalize,
+    precision,
+    target,
+    wide_product,
+)
+from lipzoo.theory import products
 from lipzoo.theory.precision import rounded
 
 LARGEST_SHRINK = 19 / 81
@@ -41,7 +52,7 @@ class SoftCap(Constraint):
     """
 
     def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
-        side, unit = math.sqrt(min(matrix.shape[-2:])), norms.unit_roundoff(matrix.dtype)
+        side, unit = math.sqrt(min(matrix.shape[-2:])), products.unit_roundoff(matrix.dtype)
         loss = round_loss(matrix.shape, self.project_dtype)
         proved = loss <= LARGEST_LOSS
         loss, offset = (loss, (2 * side + 8) * unit) if proved else (0.0, 0.0)
@@ -61,7 +72,7 @@ class SoftCap(Constraint):
             absorbed = c**2 * (3 - 3 * c + c**2) * (1 - loss) - offset
             return soft_cap_round(matrix, alpha, self.project_dtype), norm * (1 - absorbed)
 
-        matrix, _ = jax.lax.while_loop(unfinished, one_round, _brought_down(matrix, norm, LARGEST_EXCESS * cap))
+        matrix, _ = jax.lax.while_loop(unfinished, one_round, brought_down(matrix, norm, LARGEST_EXCESS * cap))
         return matrix if proved else normalize(matrix, cap=cap)
 
     def moves(self, shape: Sequence[int], cap: float, norm: float) -> float:
@@ -74,7 +85,7 @@ class SoftCap(Constraint):
         loss = round_loss(shape, self.project_dtype)
         if loss > LARGEST_LOSS or norm > LARGEST_EXCESS * cap:
             return math.inf
-        side, unit = math.sqrt(min(shape[-2:])), norms.unit_roundoff("float32")
+        side, unit = math.sqrt(min(shape[-2:])), products.unit_roundoff("float32")
         largest = norm * (1 + forming(shape))
         goal = cap * (1 - (4 * side + 16) * unit) * (1 - 1e-5)
         offset = (2 * side + 8) * unit
@@ -88,21 +99,6 @@ class SoftCap(Constraint):
         if update_norm <= largest or update_norm == float("inf"):
             return None
         return f"soft-cap absorbs updates of norm up to {largest:.4g} at a cap of {cap:g}"
-
-
-def _brought_down(
-    matrix: Float[Array, "*batch out in"], norm: Float[Array, "*norms"], limit: Cap
-) -> tuple[Float[Array, "*batch out in"], Float[Array, "*norms"]]:
-    """(W, k) with k at most `limit` and ‖W‖ ≤ k: where k is above it, W is divided by ‖W‖_F/limit."""
-    x, unit, _ = norms.scaled(matrix)
-    entries = math.prod(matrix.shape[-2:])  # A sum of n squares comes out at least (1-u)ⁿ of what it is.
-    inflation = math.exp((entries / 2 + 16) * norms.unit_roundoff(matrix.dtype))
-    size = jnp.sqrt(jnp.sum(x**2, axis=(-2, -1))) * inflation
-    shrunk = x * jnp.minimum(limit / size, unit)[..., None, None]
-    above = norm > limit
-    return jnp.where(jnp.broadcast_to(above, unit.shape)[..., None, None], shrunk, matrix), jnp.where(
-        above, limit * (1 + 1e-3), norm
-    )
 
 
 def round_loss(shape: Sequence[int], dtype: DTypeLike) -> float:
@@ -122,12 +118,12 @@ def round_loss(shape: Sequence[int], dtype: DTypeLike) -> float:
     """
     if jnp.finfo(dtype).bits < 32:
         return math.inf
-    u, size, side = norms.unit_roundoff(dtype), min(shape[-2:]), math.sqrt(min(shape[-2:]))
-    c, product = 1 / 3, norms.gamma(size, u)
-    error = size * norms.gamma(norms.gram_terms(shape) + 2, u)
+    u, size, side = products.unit_roundoff(dtype), min(shape[-2:]), math.sqrt(min(shape[-2:]))
+    c, product = 1 / 3, products.gamma(size, u)
+    error = size * products.gamma(products.gram_terms(shape) + 2, u)
     large = c * (1 + error)
     square = large**2 * (1 + size * product)
-    middle = norms.gamma(4, u) * (3 + side * (3 * large + square))
+    middle = products.gamma(4, u) * (3 + side * (3 * large + square))
     factor = 3 + 5 * error * c + size * product * large**2 + middle
     correction = (
         error * c * (6 * large + 9 * large**2 + 4 * large**3)
@@ -160,8 +156,8 @@ def soft_cap_round(
     Four products, two of them of small matrices. In low precision only the correction is rounded, not W.
     """
     low = rounded(matrix, dtype)
-    c = alpha[..., None, None].astype(low.dtype) * norms.small_gram(low)
+    c = alpha[..., None, None].astype(low.dtype) * products.small_gram(low)
     square = jnp.matmul(c, c, precision=precision(c))
-    identity = norms.identity_like(c)
+    identity = products.identity_like(c)
     correction = jnp.matmul(square, 3 * identity - 3 * c + square, precision=precision(c))
     return matrix - wide_product(correction, low).astype(matrix.dtype)

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from lipzoo.layers.normalization import normalization_error
-from lipzoo.theory.norms import gamma
 from lipzoo.theory.numbers import Scalar
+from lipzoo.theory.products import gamma
 from lipzoo.theory.runs import Arithmetic, Runs
 from lipzoo.theory.weight import Measure, Weight
 

@@ -13,8 +13,8 @@ from lipzoo.layers.compose import Sequential
 from lipzoo.theory.balls import Balls, rms
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Around, Ellipsoid
-from lipzoo.theory.norms import at_least_float32, gamma
 from lipzoo.theory.numbers import Scalar
+from lipzoo.theory.products import at_least_float32, gamma
 from lipzoo.theory.runs import Arithmetic, Runs
 from lipzoo.theory.slopes import UNIT
 from lipzoo.theory.space import entries, example_shape

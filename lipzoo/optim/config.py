@@ -54,7 +54,7 @@ class OptimizerConfig:
     nesterov: bool = False
     """Nesterov momentum, for muon."""
     polynomial: PolynomialName = "six-row"
-    """Orthogonalizing polynomial of muon."""
+    """Orthogonalizing polynomial of muon; turbo balances the rows first and takes a round less than polar-express."""
     msign_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of muon's orthogonalization."""
     embed_inflation: Annotated[float, Range(1)] = 16.0
@@ -111,8 +111,8 @@ class OptimizerConfig:
         """Which settings do not go together, or None."""
         if self.warmup_steps >= steps:
             return f"--warmup-steps must be below --steps {steps}, got {self.warmup_steps}"
-        if self.polynomial == "polar-express" and self.msign_dtype == "bfloat16":
-            return "--polynomial polar-express diverges in bfloat16: choose another, or --msign-dtype float32"
+        if self.polynomial in ("polar-express", "turbo") and self.msign_dtype == "bfloat16":
+            return f"--polynomial {self.polynomial} diverges in bfloat16: choose another, or --msign-dtype float32"
         for name in ("nesterov", "momentum_warmup", "embedding_adam"):
             if getattr(self, name) and name not in taken(OPTIMIZERS[self.optimizer], self):
                 return f"--{name.replace('_', '-')} is for --optimizer {takers(name)}"

@@ -29,8 +29,8 @@ from lipzoo.recipe.lazy import lowest
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.theory.bound import Bound
-from lipzoo.theory.norms import unit_roundoff
 from lipzoo.theory.numbers import Scalar, round_digits
+from lipzoo.theory.products import unit_roundoff
 from lipzoo.theory.runs import Runs
 from lipzoo.theory.weight import Weight, cap_norm, map_weights, weights
 

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from lipzoo.theory.norms import gamma
+from lipzoo.theory.products import gamma
 
 PERRON_ROUNDS = 6
 """Rounds of power iteration of a nonnegative matrix, whose largest singular value stands far above the others."""

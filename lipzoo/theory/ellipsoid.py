@@ -31,8 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from lipzoo.theory.norms import gamma
 from lipzoo.theory.numbers import namespace
+from lipzoo.theory.products import gamma
 from lipzoo.theory.slopes import (
     LARGEST,
     SMALLEST,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jaxtyping import DTypeLike
 
-from lipzoo.theory.norms import at_least_float32, gamma, gram_terms, unit_roundoff
+from lipzoo.theory.products import at_least_float32, gamma, gram_terms, unit_roundoff
 
 
 def largest_gram_excess(shape: Sequence[int], dtype: DTypeLike, squarings: int) -> float:

@@ -4,8 +4,6 @@ A matrix W of shape (out, in) has the RMS→RMS norm ‖W‖ = σ₁(W)·√(in/
 RMS norm of a vector. Functions here take any number of leading batch axes.
 """
 
-import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +13,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray
+
+from lipzoo.theory.products import at_least_float32, gamma, gram_terms, small_gram, unit_roundoff
 
 GRAM_SQUARINGS = 10
 """Squarings of `gram_norm`: an excess of at most n^(1/4096), 0.17% at n = 768."""
@@ -54,56 +54,6 @@ def rms_to_max_norm(matrix: Float[np.ndarray, "*batch out in"]) -> Float[np.ndar
     rows = np.linalg.norm(np.asarray(matrix).astype(np.float64), axis=-1)
     in_size = matrix.shape[-1]
     return np.asarray(rows.max(-1) * np.sqrt(in_size) * (1 + (in_size + 8) * 2.0**-52))
-
-
-def small_gram(matrix: Float[Array, "*batch m n"]) -> Float[Array, "*batch s s"]:
-    """WWᵀ or WᵀW, whichever is smaller (s = min(m, n)); its eigenvalues are the squared singular values.
-
-    The long side is cut in `_parts` whose products are added up, so that no sum has more than `gram_terms` roundings.
-    In less than float32, where every addition would round the parts, it is one product.
-    """
-    transposed = matrix.mT
-    wide = matrix.shape[-2] <= matrix.shape[-1]
-    left, right = (matrix, transposed) if wide else (transposed, matrix)
-    size = left.shape[-1]
-    parts = _parts(size) if matrix.dtype.itemsize >= 4 else 1
-    edges = [size * part // parts for part in range(parts + 1)]
-    products = (
-        jnp.matmul(left[..., a:b], right[..., a:b, :], precision="highest") for a, b in itertools.pairwise(edges)
-    )
-    return functools.reduce(jnp.add, products)
-
-
-def _parts(size: int) -> int:
-    """About √n/4: 6 of 768, 13 of 3072; products of short parts cost no more on CPU."""
-    return max(math.isqrt(size) // 4, 1)
-
-
-def gram_terms(shape: Sequence[int]) -> int:
-    """n of the γ_n that bounds the rounding of an entry of `small_gram`, in whatever order its parts are summed up."""
-    size = max(shape[-2:])
-    return -(-size // _parts(size)) + _parts(size)
-
-
-def gamma(terms: int, unit: float) -> float:
-    """γ_n = nu/(1-nu): a sum of n products, in any order, fused or not, is off by at most γ_n times that of their
-    absolute values (Higham 2002, section 3.1); infinite beyond 1/u terms, where there is no such bound."""
-    return terms * unit / (1 - terms * unit) if terms * unit < 1 else math.inf
-
-
-def at_least_float32(dtype: DTypeLike) -> DTypeLike:
-    """The format itself, or float32 if it has fewer bits."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
-def unit_roundoff(dtype: DTypeLike) -> float:
-    """u: a rounding to this format multiplies by a factor between 1-u and 1+u."""
-    return float(jnp.finfo(dtype).eps) / 2
-
-
-def identity_like(square: Float[Array, "*batch s s"]) -> Float[Array, "*batch s s"]:
-    """The identity matrix, as many times as `square` has matrices."""
-    return jnp.broadcast_to(jnp.eye(square.shape[-1], dtype=square.dtype), square.shape)
 
 
 def _bits(dtype: DTypeLike) -> tuple[Any, int, int]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from lipzoo.theory import norms
+from lipzoo.theory import norms, products
 
 Precision = Literal["float32", "bfloat16", "float8_e4m3fn", "float64"]
 FLOAT8 = "float8_e4m3fn"
@@ -29,7 +29,7 @@ def rounded(matrix: Float[Array, "*batch m n"], dtype: str) -> Float[Array, "*ba
         raise ValueError('float64 needs jax.config.update("jax_enable_x64", True) before anything is computed')
     if dtype != FLOAT8:
         return matrix.astype(computing(dtype))
-    x, unit, _ = norms.scaled(matrix.astype(norms.at_least_float32(matrix.dtype)))
+    x, unit, _ = norms.scaled(matrix.astype(products.at_least_float32(matrix.dtype)))
     nearest = (x * FLOAT8_SCALE).astype(FLOAT8).astype(x.dtype)
     return (nearest / FLOAT8_SCALE * unit[..., None, None]).astype(computing(dtype))
 

@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lipzoo.theory.norms import gamma
 from lipzoo.theory.numbers import Scalar
+from lipzoo.theory.products import gamma
 from lipzoo.theory.weight import Measure, Weight
 
 LARGEST = 2.0**60

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lipzoo.theory.norms import gamma
 from lipzoo.theory.numbers import namespace
+from lipzoo.theory.products import gamma
 
 UNIT = 2.0**-53
 """u of float64."""

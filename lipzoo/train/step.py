@@ -23,7 +23,7 @@ from lipzoo.optim.ebc.divergence import kl
 from lipzoo.optim.ebc.state import LogitsFn, telemetry
 from lipzoo.optim.hyper import Hyper, Number
 from lipzoo.recipe.recipe import Recipe
-from lipzoo.theory import norms
+from lipzoo.theory import products
 from lipzoo.theory.precision import computing, rounded
 from lipzoo.theory.weight import Weight, map_weights, weights
 from lipzoo.train.average import blend
@@ -244,4 +244,4 @@ def forward(
     low = computing(dtype)
     model = jax.tree.map(lambda x: x.astype(low), model)
     x = x if white is None else x.astype(low) / white
-    return jax.vmap(lambda x: model.masked(x, mask))(x).astype(norms.at_least_float32(low))
+    return jax.vmap(lambda x: model.masked(x, mask))(x).astype(products.at_least_float32(low))
