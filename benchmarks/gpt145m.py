@@ -5,8 +5,9 @@
     python -m benchmarks.gpt145m --rows 32 --accum-steps 0 --remat products --msign-dtypes bfloat16     # one way
 
 It goes along one axis after the other: windows at once, recomputation, precision of Muon's iteration, parts of a batch.
-Each way is compiled once and timed as a whole step. Then it measures what the best would take with something else left
-out or changed, profiles it, and times its parts. What does not fit or does not run has a row that says so.
+Each way is compiled once and timed as a whole step. Then it profiles the best, times its parts, and in what is left of
+the budget measures what it would take without masks or otherwise changed. What does not fit or run has a row that says
+so.
 
 The work counted is that of the model: 6 operations per weight and token, and 12·time·width per block and token for
 attention (all pairs, though half of them are masked and a window leaves fewer). Utilisation is that work over what the
@@ -27,7 +28,7 @@ from rich.table import Table
 from benchmarks import FOLDER, benchmark
 from benchmarks.descent import ascend
 from benchmarks.gpt145m_bench import EXHAUSTED, Bench
-from benchmarks.gpt145m_step import Way, compiled, part_seconds, trace
+from benchmarks.gpt145m_step import Compiled, Way, part_seconds, trace
 from benchmarks.kernels import KINDS, kernels, newest_trace, places
 from benchmarks.tables import shown, to_csv
 from lipzoo.layers.stack import Remat
@@ -144,7 +145,7 @@ def variations(best: Way) -> list[Way]:
 
 
 def search(bench: Bench, line: CommandLine) -> Way | None:
-    """The fastest way of those on the axes, after which variations of it are measured; None if nothing ran."""
+    """The fastest way of those on the axes; None if nothing ran."""
     start = first_way(line, bench.recipe)
     if not bench.rate([start]) and EXHAUSTED not in bench.rows[start]["note"]:
         start = dataclasses.replace(start, documents=False)  # Better some numbers than none; the row says why.
@@ -153,13 +154,11 @@ def search(bench: Bench, line: CommandLine) -> Way | None:
     if not bench.rate([best]):
         return None
     bench.add(best, {"note": "fastest"})
-    bench.rate(variations(best))
     return best
 
 
-def profile(recipe: Recipe, line: CommandLine, folder: Path) -> None:
+def profile(made: Compiled, line: CommandLine, folder: Path) -> None:
     """Writes a trace, the program, and a table of the kernels, of which those that take most time are printed."""
-    made = compiled(recipe)
     text = made.step.as_text()
     trace(made, PROFILED, str(folder))
     write_bytes(folder / "program.txt.gz", gzip.compress(text.encode()))
@@ -181,12 +180,12 @@ def main() -> None:
     line.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(recipe, line.variant, line.out, line.budget, line.rounds, line.compile_at_once, line.product)
     best = search(bench, line)
-    bench.print()
-    if best is None:
+    if best is None or bench.fastest is None:
         raise UserError("no way to compute the step ran: the notes of the table say why")
     if line.profile is not None:
-        profile(best.recipe(recipe), line, line.profile)
+        profile(bench.fastest, line, line.profile)
     bench.add_parts(best, part_seconds(best.recipe(recipe), line.rounds))
+    bench.rate(variations(best))
     bench.print()
 
 

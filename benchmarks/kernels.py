@@ -15,7 +15,7 @@ KINDS = (
     ("loops", r""),
 )
 """Kinds of kernels by what their names contain, the first that fits."""
-WRAPPERS = r"jit\(\w*\)/|rematted_computation/|closed_call/|checkpoint/|body/|while/|vmap\(\)/"
+WRAPPERS = r"jit\(\w*\)/|rematted_computation/|closed_call/|checkpoint/|body/|while/|eval_jaxpr/|vmap\(\)/"
 """What says nothing of where an operation is from."""
 
 

@@ -130,6 +130,8 @@ def test_a_search_goes_on_where_memory_ends(made, tmp_path):
     assert (best.rows, best.remat, best.documents) == (2, "products", True)
     assert {way.rows for way in bench.rows} >= {2, 4}
     assert bench.rows[best]["note"] == "fastest"
+    assert bench.fastest.recipe == best.recipe(bench.recipe)
+    assert set(bench.rate(gpt145m.variations(best))) <= set(bench.rows)
     exhausted = [way for way, row in bench.rows.items() if "out of memory" in row.get("note", "")]
     assert {(way.rows, way.remat) for way in exhausted} >= {(4, "products"), (2, "none")}
     assert not any(way.rows > 4 for way in exhausted), "what is larger than what did not fit was tried"
