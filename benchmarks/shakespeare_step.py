@@ -120,6 +120,7 @@ def main() -> None:
     mesh = make_mesh()
     model: Any = init_state(recipe, mesh).model
     plan, hyper = resolve(recipe)
+    hyper = jax.device_put(hyper)  # Constraints take arrays, and a number that a program holds is none.
     computation, optimizer, one = Computation(plan, mesh), plan.transform(), jnp.float32(1)
     differentiate = jax.jit(lambda model, batch: computation.loss_and_gradient(model, batch, hyper)[1])
     known = {"hyper": hyper, "clock": jnp.int32(0), "lr": one, "fraction": one, "logits_fn": None}

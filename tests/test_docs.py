@@ -67,7 +67,10 @@ SHORT = {
     "benchmarks.cifar_step": "--rounds 1 --steps 2 --variants 'muon, none'",
     "benchmarks.cifar_table": "--steps 4 --optimizers muon --constraints none stiefel --out .",
     "benchmarks.ebc_step": "--steps 4 --batch-sizes 16 --num-blocks 1 --d-embed 8 --out .",
-    "benchmarks.gpt145m": "--rounds 1 --product 64 --batch-size 2 --seq-len 8 --out .",
+    "benchmarks.gpt145m": (
+        "--rounds 1 --product 64 --rows 2 --accum-steps 1 --seq-len 16 --depth 1 --width 16 --heads 2 --budget 0 "
+        "--out ."
+    ),
     "benchmarks.gpt145m_table": "--variants sigma1 --out .",
     "benchmarks.shakespeare_step": "--rounds 1 --product 64 --batch-size 2 --seq-len 8 --accum-steps 1 --sampled 4",
     "benchmarks.shakespeare_table": (
