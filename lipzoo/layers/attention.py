@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -98,12 +99,15 @@ class Attention(AbstractModule):
     def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
         q, k, v = self._project(x, first)
         keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, new, first, 0) for old, new in zip(cache, (k, v), strict=True)
+            jax.lax.dynamic_update_slice_in_dim(old, new.transpose(1, 2, 0), first, 2)
+            for old, new in zip(cache, (k, v), strict=True)
         )
-        return self._output(q, keys, values, first, Mask()), (keys, values)
+        if not self.softmax_scale:  # What counts for nothing is neither computed nor read.
+            q, keys = jnp.zeros_like(q), cache[0]
+        return self._output(q, keys.transpose(2, 0, 1), values.transpose(2, 0, 1), first, Mask()), (keys, values)
 
     def _project(self, x: Float[Array, "time d"], first: Position) -> tuple[Heads, Heads, Heads]:
-        q, k, v = (self._by_head(x @ w.array.reshape(-1, x.shape[-1]).mT) for w in (self.q, self.k, self.v))
+        q, k, v = (self._by_head(jnp.inner(x, w.array.reshape(-1, x.shape[-1]))) for w in (self.q, self.k, self.v))
         if self.qk_epsilon is not None:
             q, k = RMSNorm(self.qk_epsilon)(q), RMSNorm(self.qk_epsilon)(k)
         if self.v_epsilon is not None:
@@ -124,7 +128,7 @@ class Attention(AbstractModule):
         bias, scale = None if self.bias is None else self.bias.array[..., 0], self.softmax_scale / q.shape[-1]
         window = mask.window or self.window
         joined = attend(q, k, v, scale=scale, first=first, window=window, documents=mask.documents, bias=bias)
-        return self.output_scale * (joined.reshape(len(q), -1) @ self.out.array.mT)
+        return self.output_scale * jnp.inner(joined.reshape(len(q), -1), self.out.array)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """The smallest of the valid forms, for sequences measured by their largest token.

@@ -1,6 +1,7 @@
 """Linear maps, and fixed ones: matrices, gains, factors, reshaping."""
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -30,7 +31,7 @@ class Linear(AbstractModule):
 
     def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
         check_shape(x, self.weight.array.shape[-1:], self.weight.name)
-        y = x @ self.weight.array.mT  # In this order a batch of x stays in rows.
+        y = jnp.inner(x, self.weight.array)  # In this order a batch of x stays in rows.
         return y if self.bias is None else y + self.bias.array[:, 0]
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
