@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from lipzoo.layers.attend import attend, rotate
 from lipzoo.layers.attention_error import attention_error
 from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_axes
-from lipzoo.layers.near_attention import Known, attention_near
+from lipzoo.layers.near_attention import Known, attention_near, heads_of
 from lipzoo.layers.normalization import RMSNorm
 from lipzoo.theory.balls import SURE_RADIUS, Balls
 from lipzoo.theory.bound import Bound
@@ -194,7 +194,7 @@ class Attention(AbstractModule):
         """Around one sequence, whose scores and weights are known (see `lipzoo.layers.near_attention`)."""
         self._check_shapes()
         known = Known(
-            *(_heads(w, self.heads) for w in (self.q, self.k, self.v)),
+            *(heads_of(w, self.heads) for w in (self.q, self.k, self.v)),
             *(np.asarray(measure(self._split(w)), np.float64) for w in (self.q, self.k, self.v)),
             scale=self.softmax_scale,
             bias=None if self.bias is None else np.asarray(self.bias.array, np.float64)[..., 0],
@@ -237,11 +237,6 @@ class Attention(AbstractModule):
         size = self.out.array.shape[0]
         array = self.out.array.reshape(size, self.heads, -1).swapaxes(0, 1)
         return dataclasses.replace(self.out, array=array, cap=self.out.cap / math.sqrt(self.heads))
-
-
-def _heads(weight: Weight, heads: int) -> Float[np.ndarray, "heads size d"]:
-    array = np.asarray(weight.array, np.float64)
-    return array.reshape(heads, -1, array.shape[-1])
 
 
 def _side(norm: Scalar, log_radius: Scalar, epsilon: float | None) -> _Side:
