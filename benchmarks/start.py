@@ -76,13 +76,14 @@ def environment(tree: Path, cache: Path | None) -> dict[str, str]:
     return {**os.environ, **kept, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": ""}
 
 
-def started(words: list[str], where: Mapping[str, str], first: bool = False) -> tuple[float, float, str, str]:
-    """Seconds that a command takes, or that it takes to print something; those of the processor; its output, errors."""
+def started(words: list[str], where: Mapping[str, str], first: int = 0) -> tuple[float, float, str, str]:
+    """Seconds that a command takes, or that it takes to print so many characters; those of the processor; what it
+    prints on stdout and on stderr."""
     before, start = os.times(), time.perf_counter()
     pipe, folder = subprocess.PIPE, where["PYTHONPATH"]  # Python looks into the current folder first.
     with subprocess.Popen(words, env=where, cwd=folder, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
-        head = process.stdout.read(1) if first else ""
+        head = process.stdout.read(first)
         seconds = time.perf_counter() - start
         rest, errors = process.communicate()
     if process.returncode:
@@ -92,17 +93,17 @@ def started(words: list[str], where: Mapping[str, str], first: bool = False) -> 
     return seconds if first else whole, after.children_user - before.children_user, head + rest, errors
 
 
-def commands(runs: Path, length: int) -> dict[str, tuple[list[str], bool]]:
-    """Each with what it is called, and whether it is done once it prints something."""
+def commands(runs: Path, length: int) -> dict[str, tuple[list[str], int]]:
+    """Each with what it is called, and how many characters are printed when it is done, or 0 for all."""
     python = [sys.executable, "-m"]
     digits = ["recipes.digits_mlp", "--run-dir", "@"]
     return {
-        "import jax": ([sys.executable, "-c", "import jax"], False),
-        "recipes.digits_mlp, first step": ([sys.executable, "-c", DRIVER, *digits], False),
-        "lipzoo.certify, table": ([*python, "lipzoo.certify", str(runs / "digits")], False),
+        "import jax": ([sys.executable, "-c", "import jax"], 0),
+        "recipes.digits_mlp, first step": ([sys.executable, "-c", DRIVER, *digits], 0),
+        "lipzoo.certify, table": ([*python, "lipzoo.certify", str(runs / "digits")], 0),
         "lipzoo.sample, first character": (
             [*python, "lipzoo.sample", str(runs / "text"), "--length", str(length)],
-            True,
+            2,  # The first is the prompt.
         ),
     }
 
