@@ -9,6 +9,7 @@ import pytest
 
 from lipzoo.system import compiled
 from lipzoo.system.compiled import THEIRS, _shrink
+from lipzoo.train.load import load
 
 PROGRAM = """
 import sys
@@ -94,3 +95,21 @@ def test_what_is_oldest_goes_when_the_room_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "LARGEST", 80)
     _shrink(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{age}-cache" for age in range(4)]
+
+
+@pytest.mark.slow
+def test_a_recipe_keeps_what_it_compiles_unless_told_otherwise_and_ends_with_the_same_weights(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key not in THEIRS}
+    environment["LIPZOO_DATA_DIR"] = str(tmp_path / "data")
+    weights, kept = [], []
+    for number, more in enumerate((["--no-compilation-cache"], [], [])):
+        run = tmp_path / str(number)
+        words = ["recipes.digits_mlp", "--steps", "20", "--width", "16", "--run-dir", str(run), *more]
+        done = subprocess.run(
+            [sys.executable, "-m", *words], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        weights.append(load(run).sha256)
+        kept.append(len(entries(tmp_path / "data")))
+    assert len(set(weights)) == 1
+    assert kept[0] == 0 < kept[1] == kept[2]
