@@ -26,7 +26,7 @@ from lipzoo.system.terminal import guarded, program
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import format_power
 from lipzoo.theory.weight import exact_norm
-from lipzoo.train.checkpoint import load
+from lipzoo.train.load import load
 
 
 @dataclasses.dataclass(frozen=True)

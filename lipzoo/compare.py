@@ -32,7 +32,7 @@ from lipzoo.theory.numbers import Scalar, round_digits
 from lipzoo.theory.runs import Runs, zero
 from lipzoo.theory.space import Vector
 from lipzoo.theory.weight import Weight
-from lipzoo.train.checkpoint import Loaded, load
+from lipzoo.train.load import Loaded, load
 from lipzoo.train.step import forward
 
 TOGETHER = {1: 1024, 2: 16}

@@ -80,6 +80,7 @@ SHORT = {
     "benchmarks.tightness": "--starts 1 --time 4",
     "benchmarks.attacks": "--images 4 --steps 2 --restarts 1 --boundary-steps 4",
     "benchmarks.certified_table": "",
+    "benchmarks.start": "--rounds 1 --length 40",
     "benchmarks.spikes": "--steps 2 --recipes cifar_mlp --runs spikes --out .",
     "benchmarks.ellipsoids": "--inputs 8 --sizes 4 2",
 }

@@ -15,9 +15,10 @@ from lipzoo.data import DataConfig, TextConfig, TokensConfig
 from lipzoo.data.bpe import BPE, END, TOKENS
 from lipzoo.data.text import Characters
 from lipzoo.models import GPT, GPTConfig, MLPConfig
+from lipzoo.models.decoder import Decoder
 from lipzoo.recipe.recipe import Recipe
+from lipzoo.sample import CHUNK, LARGEST_FIRST_ROOM, PIECE, _follow, choose, chunks, draw, generate, text_model
 from lipzoo.sample import _main as main
-from lipzoo.sample import choose, empty_cache, generate, text_model
 from lipzoo.system.errors import UserError
 from lipzoo.train.checkpoint import Loaded, save_model
 
@@ -26,6 +27,7 @@ VARIANTS = {
     "heads": GPTConfig(width=16, heads=2, softmax_scale=6.0, zero_init=False),
     "matrix": GPTConfig(width=16, depth=2, heads=2, granularity="matrix", zero_init=False),
     "bias": GPTConfig(width=16, depth=2, heads=4, softmax_scale=0.5, relative_bias=5, zero_init=False),
+    "distance": GPTConfig(width=16, depth=2, heads=4, softmax_scale=0.0, relative_bias=5, zero_init=False),
     "window": GPTConfig(width=16, depth=2, heads=2, window=3, zero_init=False),
     "baseline": GPTConfig(width=16, depth=2, heads=2, norm="rms", residual="plain", qk_norm=True, zero_init=False),
     "unrotated": GPTConfig(width=16, depth=2, heads=2, rotary=False, relative_bias=3, zero_init=False),
@@ -42,24 +44,69 @@ def make(config):
 )
 def test_tokens_in_parts_with_a_cache_give_the_full_forward(name, parts):
     gpt, tokens = make(VARIANTS[name]), jnp.arange(9) * 7 % len(ALPHABET)
-    cache, first, logits = empty_cache(gpt, 12), 0, []
+    decoder, first, logits = Decoder.of(gpt), 0, []
+    caches = decoder.empty(12)
     for size in parts:
-        part, cache = gpt.extend(tokens[first : first + size], cache, jnp.int32(first))
+        part, caches = decoder.extend(tokens[first : first + size], caches, jnp.int32(first))
         logits.append(part)
         first += size
     np.testing.assert_allclose(jnp.concatenate(logits), gpt(tokens), atol=2e-5)
 
 
-@pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4, 5]])
-def test_greedy_generation_is_the_argmax_of_the_full_forward_also_beyond_the_first_cache(prompt):
-    gpt = make(VARIANTS["bias"])
-    got = list(itertools.islice(generate(gpt, np.array(prompt, np.int32), temperature=0.0), 80))
+def likeliest(gpt, prompt, count):
+    """What a full forward pass chooses after every beginning."""
     text, forward = list(prompt), jax.jit(lambda tokens: gpt(tokens))
-    padded = np.zeros(90, np.int32)
-    for token in got:
+    padded = np.zeros(len(prompt) + count, np.int32)
+    for _ in range(count):
         padded[: len(text)] = text
-        assert token == int(forward(jnp.asarray(padded))[len(text) - 1].argmax())
-        text.append(token)
+        text.append(int(forward(jnp.asarray(padded))[len(text) - 1].argmax()))
+    return text[len(prompt) :]
+
+
+@pytest.mark.parametrize("length", [80, None])
+@pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4, 5], [4] * CHUNK, [*range(10)] * 5, [*range(10)] * 30])
+def test_greedy_generation_is_the_argmax_of_the_full_forward_in_chunks_and_after_pieces(prompt, length):
+    gpt = make(VARIANTS["bias"])
+    found = generate(gpt, np.array(prompt, np.int32), temperature=0.0, length=length)
+    assert list(itertools.islice(found, 80)) == likeliest(gpt, prompt, 80)
+
+
+def test_a_cache_that_is_full_is_doubled(monkeypatch):
+    gpt, prompt = make(VARIANTS["heads"]), np.array([1], np.int32)
+    expected = list(generate(gpt, prompt, length=3 * PIECE))
+    monkeypatch.setattr("lipzoo.sample.LARGEST_FIRST_ROOM", PIECE)
+    assert list(generate(gpt, prompt, length=3 * PIECE)) == expected
+    assert list(itertools.islice(generate(gpt, prompt), 3 * PIECE)) == expected
+
+
+def test_one_compilation_is_enough_for_a_length_that_is_known():
+    gpt, prompt = make(VARIANTS["heads"]), np.array([1], np.int32)
+    _follow.clear_cache()
+    for options in ({}, {"seed": 3}, {"temperature": 0.5}):
+        assert len(list(generate(gpt, prompt, length=LARGEST_FIRST_ROOM - 1, **options))) == LARGEST_FIRST_ROOM - 1
+    assert _follow._cache_size() == 1
+
+
+def test_large_models_are_asked_for_fewer_tokens_at_once(monkeypatch):
+    gpt, prompt = make(VARIANTS["heads"]), np.array([1], np.int32)
+    sizes, texts = [], []
+    for work in (1, 1 << 26):
+        monkeypatch.setattr("lipzoo.sample.WORK", work)
+        found = list(itertools.islice(chunks(gpt, prompt), 40))
+        sizes.append([len(chunk) for chunk in found])
+        texts.append(list(itertools.chain.from_iterable(found))[:40])
+    assert sizes == [[1] * 40, [CHUNK] * 40]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+def test_randomness_depends_on_seed_and_position_alone(seed):
+    """As jax draws it for one position at a time."""
+    logits = jax.random.normal(jax.random.key(5), (11,))
+    noise = jax.jit(draw, static_argnums=2)(np.uint32(seed), jnp.arange(3, 9), 11)
+    for position, row in zip(range(3, 9), noise, strict=True):
+        key = jax.random.fold_in(jax.random.key(seed), position)
+        assert choose(logits, row, temperature=1.0, top_k=0) == jax.random.categorical(key, logits)
 
 
 def test_a_seed_gives_the_same_text_and_another_seed_another():
@@ -81,17 +128,17 @@ def test_rows_that_only_pad_the_vocabulary_are_never_generated():
 
 def test_choices_follow_the_probabilities_of_the_top_k():
     logits, draws = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), 4000
-    keys = jax.random.split(jax.random.key(0), draws)
 
     def frequencies(logits=logits, **options):
-        chosen = jax.vmap(lambda key: choose(logits, key, **options))(keys)
+        noise = draw(jnp.uint32(0), jnp.arange(draws), min(options["top_k"] or 4, 4))
+        chosen = jax.vmap(lambda noise: choose(logits, noise, **options))(noise)
         return np.bincount(chosen, minlength=4) / draws
 
     np.testing.assert_allclose(frequencies(temperature=1.0, top_k=0), [0.5, 0.3, 0.15, 0.05], atol=0.03)
     np.testing.assert_allclose(frequencies(temperature=1.0, top_k=2), [0.625, 0.375, 0, 0], atol=0.03)
     np.testing.assert_allclose(frequencies(temperature=0.5, top_k=9)[0], 0.25 / 0.365, atol=0.03)
-    assert frequencies(temperature=0.0, top_k=0)[0] == 1
-    assert frequencies(temperature=1e-38, top_k=0)[0] == 1
+    assert frequencies(temperature=2e-38, top_k=0)[0] == 1
+    assert choose(logits, None, temperature=0.0, top_k=0) == 0
     assert frequencies(jnp.zeros(4), temperature=1.0, top_k=1).max() == 1
 
 
@@ -109,19 +156,21 @@ def sample(*arguments):
 
 
 def test_the_command_streams_the_prompt_and_what_follows(text_run):
-    result = sample(text_run, "--prompt", "abc", "--length", 20, "--temperature", 0.8, "--top-k", 5)
+    result = sample(text_run, "--prompt", "abc", "--length", 90, "--temperature", 0.8, "--top-k", 5)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("abc")
-    assert len(result.stdout) == 3 + 20 + 1
+    assert len(result.stdout) == 3 + 90 + 1
     assert set(result.stdout) <= set(ALPHABET)
     assert "characters a second" in result.stderr
 
 
-def test_without_a_prompt_a_text_begins_with_a_new_line(text_run):
-    result = sample(text_run, "--length", 5)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("\n")
-    assert len(result.stdout) == 1 + 5 + 1
+@pytest.mark.parametrize("length", [0, 1, 31, 32, 33, 64])
+def test_a_text_has_the_length_that_is_asked_for_and_begins_with_a_new_line(text_run, length, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["sample", str(text_run), "--length", str(length)])
+    assert main() == 0
+    told = capsys.readouterr().out
+    assert told.startswith("\n")
+    assert len(told) == 1 + length + 1
 
 
 @pytest.fixture(scope="module")
@@ -134,24 +183,30 @@ def tokens_run(tmp_path_factory):
 
 @pytest.mark.parametrize("prompt", ["The history of", "Jaźwiny 🙂", ""])
 def test_a_model_of_tokens_streams_words(wikipedia_dir, tokens_run, prompt):
-    result = sample(tokens_run, "--prompt", prompt, "--length", 30, "--seed", 2)
+    result = sample(tokens_run, "--prompt", prompt, "--length", 60, "--seed", 2)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(prompt)
-    assert len(result.stdout) > len(prompt) + 30
+    assert len(result.stdout) > len(prompt) + 60
     assert "tokens a second" in result.stderr
     loaded = lipzoo.load(tokens_run)
     assert loaded.recipe.data == TokensConfig("wikipedia_gpt2")
     gpt, tokenizer = text_model(loaded)
     assert (tokenizer, tokenizer.size, gpt.head.weight.array.shape[0]) == (BPE(), TOKENS, 50304)
-    tokens = list(itertools.islice(generate(gpt, tokenizer.prompt(prompt), size=TOKENS, seed=2), 30))
+    tokens = list(itertools.islice(generate(gpt, tokenizer.prompt(prompt), size=TOKENS, seed=2), 60))
     assert result.stdout == "".join(BPE().decode([*BPE().encode(prompt).tolist(), *tokens])) + "\n"
 
 
-@pytest.mark.parametrize(("end", "expected"), [(END, "The history"), (None, "The history a a")])
-def test_generation_stops_at_the_end_of_a_document(wikipedia_dir, tokens_run, monkeypatch, capsys, end, expected):
-    follow = BPE().encode(" a").tolist()
-    drawn = iter([END, *follow]) if end else iter(2 * follow)
-    monkeypatch.setattr("lipzoo.sample.generate", lambda *arguments, **options: drawn)
+@pytest.mark.parametrize(
+    ("drawn", "expected"),
+    [
+        ([[END, 257]], "The history"),
+        ([[257], [257, END, 257], [257]], "The history a a"),
+        ([[257], [257]], "The history a a"),
+    ],
+)
+def test_generation_stops_at_the_end_of_a_document(wikipedia_dir, tokens_run, monkeypatch, capsys, drawn, expected):
+    assert BPE().encode(" a").tolist() == [257]
+    monkeypatch.setattr("lipzoo.sample.chunks", lambda *arguments, **options: iter(drawn))
     monkeypatch.setattr("sys.argv", ["sample", str(tokens_run), "--prompt", "The history"])
     assert main() == 0
     assert capsys.readouterr().out == expected + "\n"

@@ -20,7 +20,7 @@ from lipzoo.system.progress import waiting
 from lipzoo.system.version import VERSION
 from lipzoo.theory.functions import Format, arithmetic
 from lipzoo.theory.runs import Arithmetic
-from lipzoo.train.checkpoint import Loaded, load
+from lipzoo.train.load import Loaded, load
 from lipzoo.train.reading import run_of
 
 

@@ -29,3 +29,5 @@ class CommandLine:
     processes: ProcessConfig = ProcessConfig()
     run_dir: UserPath | None = None
     """Where to write the run; by default runs/NAME/TIMESTAMP."""
+    compilation_cache: bool = True
+    """Keep what is compiled in $LIPZOO_DATA_DIR/compiled, for the next time."""

@@ -7,8 +7,6 @@ from rich.console import Console
 from lipzoo.certify.run import certify
 from lipzoo.evaluate.curve import prove
 from lipzoo.recipe.recipe import Recipe
-from lipzoo.report.ebc_plots import plot_ebc
-from lipzoo.report.plots import plot_run
 from lipzoo.theory.numbers import format_power
 from lipzoo.theory.weight import weights
 from lipzoo.train import run as runs
@@ -23,6 +21,9 @@ def train(recipe: Recipe, run: Path, *, resume: bool) -> int:
 
 def finish(recipe: Recipe, run: Path, console: Console) -> None:
     """Certifies what was stored, and draws the curves."""
+    from lipzoo.report.ebc_plots import plot_ebc  # matplotlib is slow to import, and the first step need not wait.
+    from lipzoo.report.plots import plot_run
+
     certificate, _, path = certify(run, console)
     console.print(certificate)
     model = recipe.abstract_model()

@@ -17,6 +17,7 @@ from lipzoo.recipe.changes import check_unchanged
 from lipzoo.recipe.largest_step import fitted
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.recipe.unused import unused_refusal
+from lipzoo.system.compiled import forget_compiled
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import read_json
 from lipzoo.system.lock import held
@@ -118,6 +119,8 @@ def _newest_whole(run: Path) -> Recipe | None:
 
 def _train(default: Recipe, argv: Sequence[str], variants: Mapping[str, Recipe]) -> int:
     line = parse(default, argv, variants)
+    if not line.compilation_cache:
+        forget_compiled()
     line.processes.start()  # Before anything computes.
     if line.resume.resume is not None and (whole := _newest_whole(line.resume.resume)) is not None:
         line = parse(default, argv, variants, whole)  # It may be another than the newest whose recipe can be read.

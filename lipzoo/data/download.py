@@ -14,8 +14,8 @@ from urllib.request import urlopen
 
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
+from lipzoo.system.compiled import data_dir
 from lipzoo.system.errors import UserError
-from lipzoo.system.files import expanded
 from lipzoo.system.progress import waiting
 
 POINTER_BYTES = 1024
@@ -24,10 +24,10 @@ POINTER_BYTES = 1024
 
 def cache_dir() -> Path:
     """`$LIPZOO_DATA_DIR`, by default ~/.cache/lipzoo. Raises UserError if there is no home directory for it."""
-    place = os.environ.get("LIPZOO_DATA_DIR") or "~/.cache/lipzoo"
     try:
-        return expanded(place)
+        return data_dir()
     except UserError as error:
+        place = os.environ.get("LIPZOO_DATA_DIR") or "~/.cache/lipzoo"
         remedy = "set LIPZOO_DATA_DIR to a folder without ~"
         raise UserError(f"data are to lie in {place}, but there is no such home directory: {remedy}") from error
 

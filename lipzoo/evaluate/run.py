@@ -31,7 +31,7 @@ from lipzoo.theory.bound import Bound
 from lipzoo.theory.functions import Format
 from lipzoo.theory.space import SpaceError
 from lipzoo.theory.steering import Steering
-from lipzoo.train.checkpoint import Loaded, load
+from lipzoo.train.load import Loaded, load
 
 EPSILONS = (36 / 255, 72 / 255, 108 / 255, 1.0)
 """ℓ₂ distances at which the field tells certified accuracy."""

@@ -18,7 +18,7 @@ from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
 from lipzoo.system.progress import waiting
 from lipzoo.system.version import VERSION
-from lipzoo.train.checkpoint import Loaded, load
+from lipzoo.train.load import Loaded, load
 
 LIKELIEST = 5
 """Next tokens that are shown."""

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from lipzoo.layers.attend import attend
 from lipzoo.layers.attention_error import attention_error
 from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_axes
-from lipzoo.layers.near_attention import Known, attention_near
+from lipzoo.layers.near_attention import Known, attention_near, heads_of
 from lipzoo.layers.normalization import RMSNorm
 from lipzoo.layers.product import product
 from lipzoo.layers.rotary import rotate
@@ -98,11 +99,14 @@ class Attention(AbstractModule):
         return self._output(q, k, v, 0, mask)
 
     def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
-        q, k, v = self._project(x, first, len(cache[0]))
+        q, k, v = self._project(x, first, cache[0].shape[-1])
         keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, new, first, 0) for old, new in zip(cache, (k, v), strict=True)
+            jax.lax.dynamic_update_slice_in_dim(old, new.transpose(1, 2, 0), first, 2)
+            for old, new in zip(cache, (k, v), strict=True)
         )
-        return self._output(q, keys, values, first, Mask()), (keys, values)
+        if not self.softmax_scale:  # What counts for nothing is neither computed nor read.
+            q, keys = jnp.zeros_like(q), cache[0]
+        return self._output(q, keys.transpose(2, 0, 1), values.transpose(2, 0, 1), first, Mask()), (keys, values)
 
     def _project(
         self, x: Float[Array, "time d"], first: Position, room: int | None = None
@@ -194,7 +198,7 @@ class Attention(AbstractModule):
         """Around one sequence, whose scores and weights are known (see `lipzoo.layers.near_attention`)."""
         self._check_shapes()
         known = Known(
-            *(_heads(w, self.heads) for w in (self.q, self.k, self.v)),
+            *(heads_of(w, self.heads) for w in (self.q, self.k, self.v)),
             *(np.asarray(measure(self._split(w)), np.float64) for w in (self.q, self.k, self.v)),
             scale=self.softmax_scale,
             bias=None if self.bias is None else np.asarray(self.bias.array, np.float64)[..., 0],
@@ -237,11 +241,6 @@ class Attention(AbstractModule):
         size = self.out.array.shape[0]
         array = self.out.array.reshape(size, self.heads, -1).swapaxes(0, 1)
         return dataclasses.replace(self.out, array=array, cap=self.out.cap / math.sqrt(self.heads))
-
-
-def _heads(weight: Weight, heads: int) -> Float[np.ndarray, "heads size d"]:
-    array = np.asarray(weight.array, np.float64)
-    return array.reshape(heads, -1, array.shape[-1])
 
 
 def _side(norm: Scalar, log_radius: Scalar, epsilon: float | None) -> _Side:

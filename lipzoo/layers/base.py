@@ -24,8 +24,8 @@ from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure, Projection, Weight, cap_norm, is_weight, map_weights, weights
 
 Module = TypeVar("Module", bound="AbstractModule")
-Cache = tuple[Float[Array, "*blocks room heads size"], Float[Array, "*blocks room heads size"]]
-"""Keys and values of an attention, of as many tokens as there is room for."""
+Cache = tuple[Float[Array, "heads size _room"], Float[Array, "heads size _room"]]
+"""Keys and values of an attention, of as many tokens as there is room for, lying as products read them."""
 Position = int | Int[Array, ""]
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from lipzoo.layers.rotary import ROTARY_BASE
 from lipzoo.theory.balls import SURE_RADIUS, Balls, expit, log_sum_of_others, rms
 from lipzoo.theory.slopes import UNIT
+from lipzoo.theory.weight import Weight
 
 Heads = Float[np.ndarray, "heads time size"]
 Scores = Float[np.ndarray, "heads time time"]
@@ -36,6 +37,12 @@ class _Side(NamedTuple):
     center: Heads
     size: Float[np.ndarray, "heads time"]
     radius: Float[np.ndarray, "heads time"]
+
+
+def heads_of(weight: Weight, heads: int) -> Float[np.ndarray, "heads size d"]:
+    """The heads of q, k or v in float64, however they are held."""
+    array = np.asarray(weight.array, np.float64)
+    return array.reshape(heads, -1, array.shape[-1])
 
 
 def attention_near(known: Known, x: Balls) -> tuple[Float[np.ndarray, "time d"], Float[np.ndarray, "heads time"]]:

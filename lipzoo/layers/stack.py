@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from lipzoo.layers.base import AbstractModule, AbstractStack, Cache, Mask, Position, check_module
+from lipzoo.layers.base import AbstractModule, AbstractStack, Mask, check_module
 from lipzoo.layers.compose import Sequential
 from lipzoo.layers.product import product_p
 from lipzoo.theory.balls import Balls
@@ -65,13 +65,6 @@ class Stack(AbstractStack):
 
         run = jax.checkpoint(run, policy=SAVED[self.remat], prevent_cse=False)
         return jax.lax.scan(run, x, self.blocks, unroll=self.remat == "none")[0]
-
-    def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
-        def run(x: Array, block_and_cache: tuple[AbstractModule, Cache]) -> tuple[Array, Cache]:
-            block, cache = block_and_cache
-            return block.extend(x, cache, first)
-
-        return jax.lax.scan(run, x, (self.blocks, cache))
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         for index in range(self.depth):

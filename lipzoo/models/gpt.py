@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from lipzoo.config.fields import field_refusal
 from lipzoo.layers.activation import GELU, Identity, SquaredReLU, Tanh
 from lipzoo.layers.attention import Attention
-from lipzoo.layers.base import AbstractModule, Cache, Mask, Position
+from lipzoo.layers.base import AbstractModule, Mask
 from lipzoo.layers.compose import AbstractResidual, ConvexResidual, PerToken, Residual, Sequential
 from lipzoo.layers.embedding import Embedding
 from lipzoo.layers.init import BELOW_CAP, Init, check_cap, fresh
@@ -93,13 +93,6 @@ class GPT(AbstractModule):
     def logits(self, x: Float[Array, "time d"]) -> Float[Array, "time vocabulary"]:
         """What the head makes of the last block's output."""
         return self.ends(x)
-
-    def extend(
-        self, x: Int[Array, " time"], cache: Cache, first: Position
-    ) -> tuple[Float[Array, "time vocabulary"], Cache]:
-        """Logits of further tokens of one document (see `AbstractModule.extend`)."""
-        hidden, cache = self.stack.extend(self.embedding(x), cache, first)
-        return self.logits(hidden), cache
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         for module in (self.embedding, self.stack, self.ends):

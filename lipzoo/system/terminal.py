@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from lipzoo.system.compiled import keep_compiled
 from lipzoo.system.errors import Interrupted, UserError
 from lipzoo.system.signals import ABANDONED, signals_raised
 from lipzoo.system.streams import discard, prepare_streams
@@ -22,6 +23,7 @@ def guarded(command: Callable[[], int]) -> int:
     128 + n; a reader of the output that has gone (`… | head`) ends it silently, as SIGPIPE would.
     """
     prepare_streams()
+    keep_compiled()
     with signals_raised():
         status = _attempt(command)
     try:

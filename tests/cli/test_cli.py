@@ -48,7 +48,7 @@ def test_every_flag_has_a_help_line(monkeypatch, capsys):
     options = [field.name for part in [*PARTS.values(), ProcessConfig] for field in dataclasses.fields(part)]
     options += named_fields({"ebc": dataclasses.asdict(EBCConfig())})
     assert all(f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}," in text for name in options)
-    assert text.count(". (default:") == len(options) + len(["name", "run_dir", "resume"])
+    assert text.count(". (default:") == len(options) + len(["name", "run_dir", "resume", "compilation_cache"])
 
 
 MISTAKES = [
