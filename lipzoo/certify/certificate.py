@@ -1,6 +1,7 @@
 """The certificate: what is proved of a model's stored weights, and how it is shown."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from lipzoo.certify.deviation import Running, running
 from lipzoo.certify.fields import bound_json, finite, running_json
 from lipzoo.certify.measured import ExactNorms, place_of, table_rows
 from lipzoo.certify.published import published_bound
+from lipzoo.certify.row import Row
 from lipzoo.certify.statement import METHODS, gained, l2_factor, statement
 from lipzoo.certify.tighten import smallest, tightest
 from lipzoo.layers.base import check_module
@@ -29,17 +31,6 @@ from lipzoo.theory.weight import Weight, cap_norm, check_names, weights
 
 SCHEMA = 1
 """The version of certificate.json (docs/schema.md)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One weight in a certificate. `share` is the part of log L that the bound would lose if the norm were 1."""
-
-    name: str
-    shape: tuple[int, ...]
-    cap: float
-    norm: float
-    share: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +108,10 @@ class Certificate:
             return _share(layerwise, model.bound(start, lambda w: exact(w) ** (w.name != name)))
 
         places = table_rows(model.matrices(), exact.measured)
-        rows = tuple(Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), share(w.name)) for w in places)
+        rows = tuple(
+            Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), functools.partial(share, w.name))
+            for w in places
+        )
         published = published_bound(model, start, layerwise, exact, window)
         if arithmetic is not None and not window and not isinstance(start.space, Vector):
             raise ValueError("rounding depends on how many tokens a sequence has: give window, the most there are")
@@ -153,7 +147,7 @@ class Certificate:
         """A JSON object; infinite numbers are null."""
         return {
             "schema": SCHEMA,
-            "rows": [finite(dataclasses.asdict(row)) for row in self.rows],
+            "rows": [finite(row.to_json()) for row in self.rows],
             "certified": bound_json(self.certified),
             "layerwise": bound_json(self.layerwise),
             "a_priori": bound_json(self.a_priori) | {"caps_hold": self.caps_hold},

@@ -108,9 +108,7 @@ class Attention(AbstractModule):
             q, keys = jnp.zeros_like(q), cache[0]
         return self._output(q, keys.transpose(2, 0, 1), values.transpose(2, 0, 1), first, Mask()), (keys, values)
 
-    def _project(
-        self, x: Float[Array, "time d"], first: Position, room: int | None = None
-    ) -> tuple[Heads, Heads, Heads]:
+    def _project(self, x: Float[Array, "time d"], first: Position, room: int = 0) -> tuple[Heads, Heads, Heads]:
         q, k, v = (self._by_head(product(x, w.array.reshape(-1, x.shape[-1]))) for w in (self.q, self.k, self.v))
         if self.qk_epsilon is not None:
             q, k = RMSNorm(self.qk_epsilon)(q), RMSNorm(self.qk_epsilon)(k)

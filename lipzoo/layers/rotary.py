@@ -10,14 +10,12 @@ from lipzoo.layers.base import Position
 ROTARY_BASE = 10_000.0
 
 
-def rotate(
-    x: Float[Array, "time heads size"], first: Position = 0, room: int | None = None
-) -> Float[Array, "time heads size"]:
+def rotate(x: Float[Array, "time heads size"], first: Position = 0, room: int = 0) -> Float[Array, "time heads size"]:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864).
 
     Turns the pair (xᵢ, xᵢ₊ₛ), s = size/2, of the token at position t by the angle t·10000^(-i/s): a rotation of every
     head's space, which changes no norm and no bound. `first` is the position of the first token; all are below `room`,
-    by default the length of x. Cosines and sines are constants, computed in float64.
+    by default (0) the length of x. Cosines and sines are constants, computed in float64.
     """
     time, _, size = x.shape
     half = size // 2

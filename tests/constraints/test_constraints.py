@@ -31,8 +31,8 @@ from lipzoo.theory import msign
 from lipzoo.theory.weight import Weight, exact_norm
 from tests.theory.test_msign import evaluate
 
-SHAPES = {(1, 9): 0.02, (9, 1): 54.0, (24, 24): 1.0, (80, 8): 0.3, (8, 80): 2.7, (3, 12, 20): 7.1}
-"""Shapes, each with a cap of its own: one compilation serves many examples."""
+SHAPES = {(1, 64): 0.02, (64, 1): 54.0, (24, 24): 1.0, (200, 40): 0.3, (40, 200): 2.7, (3, 12, 20): 7.1}
+"""Shapes of the tests that compile as users do, each with a cap of its own: one compilation serves all of them."""
 HOLDING = [c for c in CONSTRAINTS.values() if c.guarantees and c.caps]
 
 
@@ -54,12 +54,16 @@ def mapped(function, matrix):
 
 
 @functools.cache
-def compiled(constraint, cap):
-    return jax.jit(lambda w, step: constraint(w, cap=cap, step=step))
+def compiled(constraint, quickly):
+    """For all caps and steps, which are numbers given to it, as in a training step. jit does not notice by itself that
+    XLA is to optimize otherwise."""
+    return jax.jit(lambda w, cap, norm, key: constraint(w, cap=cap, step=Step(norm, key=key)))
 
 
-def apply(constraint, matrix, cap, step=None):
-    return np.asarray(compiled(constraint, cap)(jnp.asarray(matrix), step or Step()))
+def apply(constraint, matrix, cap, norm=0.0):
+    """A matrix, or a batch of them, constrained after a step of this norm."""
+    function = compiled(constraint, jax.config.read("jax_disable_most_optimizations"))
+    return np.asarray(function(np.asarray(matrix), np.float32(cap), np.asarray(norm, np.float32), jax.random.key(0)))
 
 
 def soft_cap_function(cap, update_norm, decay=0.0):
@@ -101,7 +105,7 @@ EXACT = [
 def test_singular_values_are_mapped_as_documented(name, constraint, function, tolerance, shape, relative_update):
     cap = 2.5
     matrix = with_spectrum(shape, cap * (1 + relative_update))
-    result = apply(constraint, matrix, cap, Step(relative_update * cap, key=jax.random.key(0)))
+    result = apply(constraint, matrix, cap, relative_update * cap)
     expected = mapped(function(cap, relative_update * cap), matrix)
     assert np.linalg.norm(result - expected, 2) <= tolerance * cap
 
@@ -111,43 +115,45 @@ def test_every_constraint_of_the_table_is_in_the_cases():
     assert all(isinstance(row[1], CONSTRAINTS[row[0]]) for row in EXACT)
 
 
-IN_LOW_PRECISION = [(c, d) for c in (SoftCap, Stiefel) for d in ("bfloat16", "float8_e4m3fn")]
+LOW = {"bfloat16": [(1, 64), (24, 24), (200, 40), (40, 200)], "float8_e4m3fn": [(24, 24), (200, 40)]}
+IN_LOW_PRECISION = [(c, d) for c in (SoftCap, Stiefel) for d in LOW]
 """The others compute in float32 whatever they are told."""
 
 
 @pytest.mark.optimized
 @pytest.mark.parametrize(("constraint", "dtype"), [*((c, "float32") for c in HOLDING), *IN_LOW_PRECISION])
 @settings(max_examples=30, deadline=None)
-@given(shape=st.sampled_from(list(SHAPES)), relative_update=st.floats(1e-4, 7.0), seed=st.integers(0, 1000))
-def test_the_cap_holds_after_any_admitted_step(constraint, dtype, shape, relative_update, seed):
+@given(data=st.data(), relative_update=st.floats(1e-4, 7.0), seed=st.integers(0, 1000))
+def test_the_cap_holds_after_any_admitted_step(constraint, dtype, data, relative_update, seed):
+    shape = data.draw(st.sampled_from(LOW.get(dtype, list(SHAPES))))
     cap = SHAPES[shape]
     matrix = with_spectrum(shape, cap * (1 + relative_update) * (1 - 1e-6), seed)
     made = constraint(project_dtype=dtype)
     assert made.refusal(cap, relative_update * cap) is None
-    result = apply(made, matrix, cap, Step(relative_update * cap))
+    result = apply(made, matrix, cap, relative_update * cap)
     assert singular_values(result).max() <= cap
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("constraint", HOLDING)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("relative_update", [0.05, 2.0])
-def test_the_cap_holds_against_updates_along_the_top_direction(constraint, dtype, relative_update):
+@pytest.mark.parametrize(
+    ("constraint", "dtype"), [*((c, "float32") for c in HOLDING), (SoftCap, "bfloat16"), (Stiefel, "bfloat16")]
+)
+def test_the_cap_holds_against_updates_along_the_top_direction(constraint, dtype):
     """The worst update of the admitted norm: all of it on what is already largest, step after step."""
     cap, decay = 1.7, 0.01
     made = constraint(project_dtype=dtype)
-    step = Step(relative_update * cap, decay)
 
     @jax.jit
-    def worst_step(matrix):
+    def worst_step(matrix, norm):
         u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
-        update = relative_update * cap * (1 - 1e-6) * (u @ vt)
-        return made((1 - decay) * matrix + update, cap=cap, step=step)
+        update = norm * (1 - 1e-6) * (u @ vt)
+        return made((1 - decay) * matrix + update, cap=cap, step=Step(norm, decay))
 
-    matrix = jnp.asarray(with_spectrum((12, 40), 0.999 * cap))
-    for _ in range(60):
-        matrix = worst_step(matrix)
-        assert singular_values(matrix).max() <= cap
+    for relative_update in (0.05, 2.0):
+        matrix = jnp.asarray(with_spectrum((12, 40), 0.999 * cap))
+        for _ in range(60):
+            matrix = worst_step(matrix, jnp.float32(relative_update * cap))
+            assert singular_values(matrix).max() <= cap
 
 
 def coherent(shape):
@@ -160,22 +166,19 @@ def coherent(shape):
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("constraint", [*HOLDING, WeightDecay])
-@pytest.mark.parametrize("shape", [(8, 8), (1, 64), (200, 40)])
+@pytest.mark.parametrize("constraint", HOLDING)
+@pytest.mark.parametrize("shape", [(24, 24), (1, 64), (200, 40)])
 def test_the_cap_holds_where_all_roundings_go_one_way(constraint, shape):
-    held = jax.jit(lambda w, update: constraint()(w, cap=1.0, step=Step(update)))
     for update in (0.0, 0.05, 0.3):
-        matrix = (coherent(shape) * (1 + update) * (1 - 1e-7)).astype(np.float32)
-        largest = singular_values(held(matrix, update))[:, 0]
-        assert (largest > 0.9).all()
-        assert (largest <= 1).all()
+        for matrix in (coherent(shape) * (1 + update) * (1 - 1e-7)).astype(np.float32):
+            assert 0.9 < singular_values(apply(constraint(), matrix, 1.0, update)).max() <= 1
 
 
 @pytest.mark.optimized
 def test_the_soft_cap_holds_for_large_constant_matrices():
     """With a margin of 16 units in the last place, whatever the size, this one ended 3.7e-6 above the cap."""
     matrix = np.full((768, 768), 1.3 * (1 - 1e-7) / 768, np.float32)
-    result = np.asarray(apply(SoftCap(), matrix, 1.0, Step(0.3))).astype(np.float64)
+    result = np.asarray(apply(SoftCap(), matrix, 1.0, 0.3)).astype(np.float64)
     assert 0.9 < np.sqrt(np.linalg.eigvalsh(result @ result.T)[-1]) * (1 + 1e-12) <= 1
 
 
@@ -183,12 +186,11 @@ def test_the_soft_cap_holds_for_large_constant_matrices():
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_finite_matrices_of_any_size_have_finite_images_under_the_cap(name):
     """The squares, and even the norm, of such matrices are beyond the largest or below the smallest number."""
-    made, key = CONSTRAINTS[name](), jax.random.key(0)
-    held = jax.jit(lambda w, update: made(w, cap=2.0, step=Step(update, key=key)))
+    made = CONSTRAINTS[name]()
     for scale in (1e20, 3e38, 1e-30, 1e-42, 0.0):
-        matrix = np.full((6, 9), scale, np.float32)
+        matrix = np.full((24, 24), scale, np.float32)
         matrix[0, 0] *= 0.5
-        result = np.asarray(held(matrix, np.float32(min(scale * 7.5, 3e38))))
+        result = apply(made, matrix, 2.0, min(scale * 24, 3e38))
         assert np.isfinite(result).all()
         assert not made.guarantees or singular_values(result).max() <= 2
 
@@ -210,11 +212,10 @@ def test_a_round_of_the_soft_cap_rounds_no_more_than_was_proved(shape, shrink):
 def test_zero_stays_zero_and_batches_are_independent(constraint):
     batch = with_spectrum((3, 12, 20), 4.0)
     batch[1] = 0
-    step = Step(jnp.asarray([2.0, 2.0, 2.0]))
-    result = apply(constraint(), batch, 2.0, step)
+    result = apply(constraint(), batch, 2.0, [2.0, 2.0, 2.0])
     assert (result[1] == 0).all()
     for index in (0, 2):
-        single = apply(constraint(), batch[index], 2.0, Step(2.0))
+        single = apply(constraint(), batch[index], 2.0, 2.0)
         np.testing.assert_allclose(result[index], single, atol=2e-4)
 
 
@@ -237,7 +238,7 @@ def test_soft_cap_is_monotone_up_to_its_limit_and_takes_the_rounds_it_needs():
 def test_soft_cap_barely_touches_small_singular_values():
     matrix = with_spectrum((40, 60), 3.05, smallest=0.001)
     before = singular_values(matrix)
-    after = singular_values(apply(SoftCap(), matrix, 3.0, Step(0.05)))
+    after = singular_values(apply(SoftCap(), matrix, 3.0, 0.05))
     assert (np.abs(after - before)[before < 1] < 2e-3).all()
 
 
@@ -259,7 +260,7 @@ def test_steps_that_would_break_the_map_are_refused(constraint, cap, update_norm
 @pytest.mark.parametrize("excess", [1e3, 3e5, 1e8, 1e12])
 @pytest.mark.parametrize("cap", [1e-6, 1.0, 1e6])
 def test_the_cap_holds_however_far_the_step_went(constraint, excess, cap):
-    result = apply(constraint(), with_spectrum((6, 9), excess * cap), cap)
+    result = apply(constraint(), with_spectrum((40, 200), excess * cap), cap)
     assert 0.9 * cap <= singular_values(result).max() <= cap
 
 

@@ -10,9 +10,12 @@ import time
 import numpy as np
 import pytest
 
+from lipzoo.cli.run import train
+from lipzoo.cli.train import parse
 from lipzoo.config.fields import field_refusal
 from lipzoo.devices.processes import SLURM_TASKS, ProcessConfig
 from lipzoo.report.metrics import read_metrics
+from recipes import digits_mlp
 from tests.conftest import FLAGS
 from tests.train.test_loop import sha256
 
@@ -74,8 +77,8 @@ def test_two_processes_end_together_and_resume_bit_for_bit_and_on_fewer_devices(
     assert codes == [0, 0], outputs
     assert sha256(parts) == sha256(whole)
 
-    codes, outputs = finish([start(1, *SMALL, *steps, "--run-dir", alone)])
-    assert codes == [0], outputs
+    line = parse(digits_mlp.RECIPE, [str(word) for word in (*SMALL, *steps)])
+    assert train(line.recipe, alone, resume=False) == 0
     np.testing.assert_allclose(losses(alone), losses(whole), rtol=1e-4)
 
 

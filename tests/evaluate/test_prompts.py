@@ -28,6 +28,7 @@ CONFIGS = {
 }
 
 
+@functools.lru_cache
 def make(name, size=1.5):
     model = GPT(11, CONFIGS[name], cap=1.0, key=jax.random.key(1)).project(SvdCap())
     return map_weights(lambda w: w.with_array(w.array * (1 if w.geometry.single else size)), model)

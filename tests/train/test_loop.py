@@ -31,7 +31,7 @@ from lipzoo.train.state import init_state
 from tests.conftest import SMALL_RUN
 from tests.recipe.test_recipe import make
 
-FLAGS = ["--steps", "3000", "--save-interval", "500", "--width", "16", "--sigma-max", "2", "--ema", "0.99"]
+FLAGS = ["--steps", "1800", "--save-interval", "300", "--width", "16", "--sigma-max", "2", "--ema", "0.99"]
 
 
 def start(*arguments):
@@ -68,9 +68,9 @@ def wait_for(condition, process):
 
 ENDINGS = [
     (signal.SIGKILL, "recipe.json", -9),
-    (signal.SIGKILL, "checkpoints/500.orbax-checkpoint-tmp", -9),
-    (signal.SIGTERM, "checkpoints/1000", 143),
-    (signal.SIGINT, "checkpoints/1500", 130),
+    (signal.SIGKILL, "checkpoints/300.orbax-checkpoint-tmp", -9),
+    (signal.SIGTERM, "checkpoints/600", 143),
+    (signal.SIGINT, "checkpoints/900", 130),
 ]
 """How one run is ended again and again, and what it has just written then."""
 
@@ -92,7 +92,7 @@ def test_a_run_that_was_ended_again_and_again_ends_bit_for_bit_as_one_that_was_n
     assert (status, err) == (0, "")
     assert sha256(run) == reference
     steps = [record["step"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
-    assert steps == list(range(20, 3001, 20))
+    assert steps == list(range(20, 1801, 20))
 
 
 def test_a_run_leaves_the_files_that_the_next_tool_reads(digits_run):
@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_ends_in_one_sentence_and_keeps_earlier_checkpoints(
 def test_a_write_that_fails_half_way_ends_in_one_sentence(tmp_path):
     """A limit on the size of files, below the optimizer's: the storage layer's own errors."""
     limited = "trap '' XFSZ; ulimit -f 100; exec \"$@\""
-    command = ["bash", "-c", limited, "-", sys.executable, "-m", "recipes.digits_mlp", "--steps", "100"]
+    command = ["bash", "-c", limited, "-", sys.executable, "-m", "recipes.digits_mlp", "--steps", "4"]
     done = subprocess.run([*command, "--run-dir", str(tmp_path / "run")], capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert "error: could not write a checkpoint to" in done.stderr
@@ -329,7 +329,9 @@ def test_a_thread_that_is_not_the_main_one_can_train(tmp_path):
 
 def test_a_run_outlives_who_reads_what_it_says(tmp_path):
     run = tmp_path / "run"
-    command = f"'{sys.executable}' -m recipes.digits_mlp --steps 20 --save-interval 10 --run-dir '{run}' | head -1"
+    command = (
+        f"'{sys.executable}' -m recipes.digits_mlp --width 16 --steps 20 --save-interval 10 --run-dir '{run}' | head -1"
+    )
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"],
         capture_output=True,
