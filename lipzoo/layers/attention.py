@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lipzoo.layers.attend import attend
 from lipzoo.layers.attention_error import attention_error
-from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_axes
+from lipzoo.layers.base import AbstractModule, Cache, Mask, Position, check_axes, check_positive
 from lipzoo.layers.near_attention import Known, attention_near, heads_of
 from lipzoo.layers.normalization import RMSNorm
 from lipzoo.layers.product import product
@@ -76,9 +76,8 @@ class Attention(AbstractModule):
         self._check_shapes()
         if not 0 <= self.softmax_scale < math.inf:
             raise ValueError(f"the softmax scale must be at least 0 and finite, got {self.softmax_scale}")
-        for epsilon in (self.qk_epsilon, self.v_epsilon):
-            if epsilon is not None and not 0 < epsilon < math.inf:
-                raise ValueError(f"the epsilon of a normalization must be positive and finite, got {epsilon}")
+        for epsilon in {self.qk_epsilon, self.v_epsilon} - {None}:
+            check_positive(epsilon, "the epsilon of a normalization")
 
     def _check_shapes(self) -> None:
         width = self.out.array.shape[-1]
@@ -180,8 +179,8 @@ class Attention(AbstractModule):
         c = log_up(abs(self.output_scale), r)
         gain = log_times(c, namespace(together).minimum(self._through(alone, measure), together))
         radius = log_times(c, self._through(v.radius, measure))
-        image = dataclasses.replace(incoming, log_radius=radius).grow(log_up(1.0, r), gain)
-        return image.off(lambda runs: self._error(runs, incoming.radius, measure))
+        image = dataclasses.replace(incoming, log_radius=radius)
+        return image.grow(log_up(1.0, r), gain).off(lambda runs: self._error(runs, incoming.radius, measure))
 
     def _error(self, runs: Runs, radius: Scalar, measure: Measure) -> Scalar:
         parts = [self._split(weight) for weight in (self.q, self.k, self.v)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, DTypeLike, Float
@@ -35,8 +36,8 @@ def _dot(x: Array, w: Array, *, batch: int, dtype: Any) -> Array:
     return jax.lax.dot_general(x, w, dimensions, preferred_element_type=dtype)
 
 
-def _shape(x: Any, w: Any, *, batch: int, dtype: Any) -> jax.core.ShapedArray:
-    return jax.core.ShapedArray((*x.shape[:-1], w.shape[-2]), dtype)
+def _shape(x: Any, w: Any, *, batch: int, dtype: Any) -> ShapedArray:
+    return ShapedArray((*x.shape[:-1], w.shape[-2]), dtype)
 
 
 def _of_x(g: Array, x: Any, w: Array, *, batch: int, dtype: Any) -> Array:
