@@ -64,6 +64,7 @@ SHORT = {
     "lipzoo.sample": "--length 5",
     "lipzoo.activations": "",
     "lipzoo.import_npz": "",
+    "benchmarks.against": "--names mlp-adamw --rounds 1 --product 64",
     "benchmarks.cifar_step": "--rounds 1 --steps 2 --variants 'muon, none'",
     "benchmarks.cifar_table": "--steps 4 --optimizers muon --constraints none stiefel --out .",
     "benchmarks.ebc_step": "--steps 4 --batch-sizes 16 --num-blocks 1 --d-embed 8 --out .",

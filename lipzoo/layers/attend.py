@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lipzoo.layers.base import Position
 from lipzoo.layers.product import product
+from lipzoo.theory.products import at_least_float32
 
 FLASH_SIZE = 128
 """Largest width of a head that cuDNN's flash attention takes."""
@@ -32,14 +33,15 @@ def attend(
 
     It looks at the last `window` of these alone, unless that is 0, and only at those of its own document. b depends on
     the distance alone; distances beyond its reach share its last entry. cuDNN's flash attention runs where it can: in
-    bfloat16 on a GPU, for heads of up to 128, without b; elsewhere the softmax is in float32, of blocks of queries.
+    bfloat16 on a GPU, for heads of up to 128, without b; elsewhere it is one block of queries after the other, with a
+    softmax in float32 at least.
     """
     whole = isinstance(first, int) and first == 0 and len(q) == len(k)
     if whole and bias is None and _flashes(q):
         return _flash(q, k, v, scale, window, documents)
     q, k, v = (x.swapaxes(0, 1) for x in (q, k, v))
     size = max(BLOCK, -(-len(q[0]) // MOST_BLOCKS)) if whole else len(q[0])
-    blocks = []
+    blocks, wide = [], at_least_float32(q.dtype)
     for start in range(0, len(q[0]), size):
         asking = q[:, start : start + size]
         seen = start + len(asking[0]) if whole else len(k[0])
@@ -47,9 +49,9 @@ def attend(
         visible = _visible(distance, window)
         if documents is not None and whole:
             visible &= documents[start:seen, None] == documents[None, :seen]
-        logits = product(asking, k[:, :seen], 1, jnp.float32) * scale
+        logits = product(asking, k[:, :seen], 1, wide) * scale
         if bias is not None:
-            logits += bias.astype(jnp.float32)[:, jnp.clip(distance, 0, bias.shape[1] - 1)]
+            logits += bias.astype(wide)[:, jnp.clip(distance, 0, bias.shape[1] - 1)]
         weights = jax.nn.softmax(jnp.where(visible, logits, HIDDEN), axis=-1).astype(v.dtype)
         blocks.append(weights @ v[:, :seen])
     return jnp.concatenate(blocks, axis=1).swapaxes(0, 1)

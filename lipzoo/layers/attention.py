@@ -77,7 +77,7 @@ class Attention(AbstractModule):
         if not 0 <= self.softmax_scale < math.inf:
             raise ValueError(f"the softmax scale must be at least 0 and finite, got {self.softmax_scale}")
         for epsilon in {self.qk_epsilon, self.v_epsilon} - {None}:
-            check_positive(epsilon, "the epsilon of a normalization")
+            check_positive(epsilon or 0.0, "the epsilon of a normalization")
 
     def _check_shapes(self) -> None:
         width = self.out.array.shape[-1]

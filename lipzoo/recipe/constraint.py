@@ -4,7 +4,7 @@ import dataclasses
 
 from lipzoo.config.fields import options, taken
 from lipzoo.config.overrides import number, override
-from lipzoo.config.ranges import Fraction, NonNegative, Whole
+from lipzoo.config.ranges import Count, Fraction, NonNegative
 from lipzoo.constraints import (
     CONSTRAINTS,
     Constraint,
@@ -40,9 +40,9 @@ class ConstraintConfig:
     """LAYER=CAP pairs for single layers."""
     spectral_wd: Fraction = 0.1
     """Fraction of the largest singular value that spectral-weight-decay takes off each step."""
-    project_every: Whole = 0
-    """Apply the constraint every so many steps, a little below the cap, so that the steps between end under it too; 0
-    for as many as cost at most 0.3% of the cap. That needs steps of known norm (--optimizer muon)."""
+    project_every: Count = 1
+    """Apply the constraint every so many steps, so far below the cap that the steps between end under it too, which
+    costs their norm. That needs steps of known norm (--optimizer muon)."""
     project_dtype: Precision = "float32"
     """Precision of the matrix products of soft-cap, stiefel and hard-cap-poly (the others keep to float32); for
     float8_e4m3fn weights are rounded to it, scaled by a power of two, and multiplied in bfloat16."""

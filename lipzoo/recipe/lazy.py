@@ -9,11 +9,6 @@ from lipzoo.optim.config import LR_FLAG, OptimizerConfig
 from lipzoo.recipe.constraint import ConstraintConfig
 from lipzoo.theory.weight import Weight
 
-COST = 0.003
-"""The part of a cap that --project-every 0 gives away at most."""
-MOST = 16
-"""The steps from one application to the next that it makes at most."""
-
 
 def is_lazy(config: ConstraintConfig, optimizer: OptimizerConfig, weight: Weight) -> bool:
     """Whether a constraint may be left out for some steps: if it guarantees its cap, and steps have a known norm."""
@@ -24,19 +19,15 @@ def is_lazy(config: ConstraintConfig, optimizer: OptimizerConfig, weight: Weight
 
 
 def every(config: ConstraintConfig, optimizer: OptimizerConfig, weight: Weight) -> int:
-    """Every how many steps the constraint of a weight, which has its cap and share, is applied."""
-    if not is_lazy(config, optimizer, weight) or math.isinf(weight.cap):
-        return 1
-    return config.project_every or 1 + min(int(COST * weight.cap / _step(optimizer, weight, optimizer.lr)), MOST - 1)
+    """Every how many steps the constraint of a weight, which has its cap, is applied."""
+    return config.project_every if is_lazy(config, optimizer, weight) and math.isfinite(weight.cap) else 1
 
 
 def lowest(config: ConstraintConfig, optimizer: OptimizerConfig, weight: Weight, lr: float) -> float:
     """A cap that no step gives the constraint of a weight less than, where learning rates go up to `lr`."""
-    if not is_lazy(config, optimizer, weight) or math.isinf(weight.cap):
-        return weight.cap
-    asked, shape = config.project_every, weight.array.shape
-    moved = (asked - 1) * _step(optimizer, weight, lr) if asked else COST * weight.cap
-    return float(lowered(weight.cap, moved, asked or MOST, shape))
+    count = every(config, optimizer, weight)
+    moved = (count - 1) * _step(optimizer, weight, lr) if count > 1 else 0.0
+    return float(lowered(weight.cap, moved, count, weight.array.shape))
 
 
 def lazy_refusal(config: ConstraintConfig, optimizer: OptimizerConfig, found: list[Weight]) -> str | None:

@@ -30,7 +30,7 @@ from lipzoo.system.errors import UserError
 from lipzoo.system.version import VERSION
 from lipzoo.theory.weight import Weight, filled, map_weights, set_caps, weights
 
-FORMAT = 3
+FORMAT = 2
 """The number of the format that recipes are stored in. All earlier ones can be read (`lipzoo.recipe.format1`)."""
 PARTS = ("model", "data", "optimizer", "constraint", "training")
 """Parts that every stored recipe has; later ones have defaults."""
@@ -159,14 +159,15 @@ class Recipe:
         if any(refusals):
             return next(filter(None, refusals))
         shared = weights(self.optimizer.shares(free))
-        if caps and (refusal := lazy_refusal(config, self.optimizer, shared)):
+        refusal = next((r for w in shared if (r := self._weight_refusal(w))), None)
+        if refusal or not caps:
             return refusal
-        return next((r for w in shared if (r := self._weight_refusal(w, caps))), None)
+        refusal = lazy_refusal(config, self.optimizer, shared)
+        return refusal or next((r for w in shared if (r := self._step_refusal(w))), None)
 
-    def _weight_refusal(self, weight: Weight, caps: bool) -> str | None:
+    def _weight_refusal(self, weight: Weight) -> str | None:
         config, optimizer = self.constraint, self.optimizer
-        constraint, cap = config.of(weight), config.sigma_max_of(weight)
-        step = optimizer.lr * weight.share
+        cap, step = config.sigma_max_of(weight), optimizer.lr * weight.share
         if not 0 < step < math.inf:
             return f"the learning rate of {weight.name} must be positive and finite, got {step:g}: change {LR_FLAG}"
         low, high = CAPS
@@ -175,11 +176,17 @@ class Recipe:
         if optimizer.weight_decay * step >= 1:
             rates = f"--weight-decay {optimizer.weight_decay:g} with a learning rate of {step:g}"
             return f"{rates} would flip the sign of {weight.name}: lower one"
-        if isinstance(constraint, WeightDecay) and not optimizer.weight_decay:
+        if isinstance(config.of(weight), WeightDecay) and not optimizer.weight_decay:
             return "--constraint weight-decay needs a --weight-decay above 0"
-        left = cap - lowest(config, optimizer, dataclasses.replace(weight, cap=cap), optimizer.lr)
-        reason = constraint.refusal(cap - left, step * optimizer.update_sup(weight) + left) if caps else None
-        if reason and math.isinf(optimizer.update_sup(weight)):
+        return None
+
+    def _step_refusal(self, weight: Weight) -> str | None:
+        """Why a step of this learning rate is more than the constraint of a weight can take, or None."""
+        config, optimizer, cap = self.constraint, self.optimizer, self.constraint.sigma_max_of(weight)
+        goal = lowest(config, optimizer, dataclasses.replace(weight, cap=cap), optimizer.lr)
+        sup = optimizer.update_sup(weight)
+        reason = config.of(weight).refusal(goal, optimizer.lr * weight.share * sup + cap - goal)
+        if reason and math.isinf(sup):
             return f"{reason}: use --optimizer muon or another --constraint for {weight.name}"
         if reason:
             remedy = "ask for a larger --lipschitz" if config.lipschitz else "raise --sigma-max"
@@ -206,9 +213,7 @@ def _upgraded(value: object) -> dict[str, Any]:
     number = value.get("format", 1)  # The first format had no number.
     if number not in range(1, FORMAT + 1):
         raise ValueError(f"its format is {number!r}, and the newest known here is {FORMAT}")
-    value = with_kinds(value) if number == 1 else value
-    constraint = value["constraint"] if number > 2 else {"project_every": 1, **value["constraint"]}
-    return {**value, "constraint": constraint, "format": FORMAT}
+    return {**with_kinds(value), "format": FORMAT} if number == 1 else value
 
 
 def _kinds() -> Mapping[str, Mapping[str, type]]:

@@ -120,11 +120,10 @@ def plain_attention(q, k, v, *, scale, first, window, documents, bias):
     return jnp.einsum("hqk,khd->qhd", weights, v)
 
 
-def plain_rotation(x, first):
-    """By the angles that the network computes in float32, but exactly."""
+def plain_rotation(x, first, room):
+    """By the angles that are meant."""
     half = x.shape[-1] // 2
-    frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.outer(jnp.arange(len(x), dtype=jnp.float32), frequency).astype(x.dtype)[:, None]
+    angle = jnp.outer(jnp.arange(len(x), dtype=x.dtype), 10_000.0 ** (-jnp.arange(half, dtype=x.dtype) / half))[:, None]
     cos, sin, left, right = jnp.cos(angle), jnp.sin(angle), x[..., :half], x[..., half:]
     return jnp.concatenate([cos * left + sin * right, cos * right - sin * left], axis=-1)
 
