@@ -17,12 +17,10 @@ from lipzoo.constraints.base import (
     forming,
     normalize,
     precision,
-    target,
     wide_product,
 )
 from lipzoo.theory import msign, products
 from lipzoo.theory.precision import rounded
-from lipzoo.theory.products import is_under
 
 HARD_CAP_ROWS: msign.Polynomial = (
     (0.805032, 0.206361, -0.019763),
@@ -58,8 +56,8 @@ class HardCap(Constraint):
     Hence β = σ/(1 + ε) keeps it under σ.
 
     That is in exact arithmetic. So σ is σ_max less what an upper bound of the norm exceeds it by (`aim`: 0.2% to 1%).
-    In the end either a factorization proves that the norm is under the cap, whatever was said of the step, or what that
-    bound finds above is divided by. Cesista and Su (2025) have the same from P = msign(W), which is ill-conditioned.
+    Whatever that bound finds above σ_max in the end, and whatever was said of the step, is divided by. Cesista and Su
+    (2025) have the same from P = msign(W), which is ill-conditioned.
     """
 
     def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
@@ -76,12 +74,10 @@ class HardCap(Constraint):
             beta = jnp.broadcast_to(level, matrix.shape[:-2])[..., None, None]
             return cut(matrix, beta), jnp.where(level > goal, level * (1 + 2 * SIGN_RESOLUTION), goal)
 
-        def divided() -> Array:  # Where a step was larger than was said, S diverges.
-            whole = jnp.isfinite(result).all(axis=(-2, -1), keepdims=True)
-            return normalize(jnp.where(whole, result, matrix), cap=cap)
-
         result, _ = jax.lax.while_loop(unfinished, one_stage, brought_down(matrix, norm, LARGEST_EXCESS * cap))
-        return jax.lax.cond(is_under(result, target(cap, matrix)).all(), lambda: result, divided)
+        # Where a step was larger than was said, S diverges.
+        whole = jnp.isfinite(result).all(axis=(-2, -1), keepdims=True)
+        return normalize(jnp.where(whole, result, matrix), cap=cap)
 
 
 def cut(matrix: Float[Array, "*batch out in"], beta: Float[Array, "*batch 1 1"]) -> Float[Array, "*batch out in"]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
 from lipzoo.theory.norms import gram_norm, repeat, scaled
-from lipzoo.theory.products import at_least_float32, identity_like, is_under, small_gram
+from lipzoo.theory.products import at_least_float32, identity_like, small_gram
 
 Row = tuple[float, float, float]
 Polynomial = tuple[Row, ...]
@@ -111,10 +111,9 @@ ROUNDING_MARGIN = 1e-2
 
 No useful bound of what rounding does in these iterations can be proved: their slopes multiply up to a thousand.
 Measured over Gaussian and ill-conditioned matrices (as in `tests/test_msign.py`) it lifts σ₁ by at most 4e-5 for every
-table of `POLYNOMIALS` in float32. What is promised does not rest on that: a test which proves that the norm is below
-sup·(1 + ROUNDING_MARGIN) is made of the result; where it fails, an upper bound of the norm is taken, rounding included,
-and what exceeds is divided by. The margin is what test and bound may be off by (0.3% to 0.9% for sides up to 768), so
-that a division is seldom.
+table of `POLYNOMIALS` in float32. What is promised does not rest on that: an upper bound of the norm, rounding
+included, is taken of the result, and what exceeds sup·(1 + ROUNDING_MARGIN) is divided by. The margin is what that
+bound is too large by (0.3% to 0.9% for sides up to 768), so that it seldom acts.
 """
 SQUARINGS = 9
 """Of that bound: an excess of 0.3% at 768."""
@@ -131,12 +130,8 @@ def msign(
     x = approximate(matrix, rows, dtype)
     # Rounding all entries of the quotient adds at most u√s to the norm, far below 1e-4.
     limit = sup(rows) * (1 + ROUNDING_MARGIN) * (1 - 1e-4)
-
-    def divided(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch m n"]:
-        ratio = gram_norm(x, SQUARINGS) / limit
-        return jnp.where(ratio[..., None, None] > 1, x / ratio.astype(x.dtype)[..., None, None], x)
-
-    return jax.lax.cond(is_under(x, limit).all(), lambda x: x, divided, x)
+    ratio = gram_norm(x, SQUARINGS) / limit
+    return jnp.where(ratio[..., None, None] > 1, x / ratio.astype(x.dtype)[..., None, None], x)
 
 
 def approximate(

@@ -1,13 +1,12 @@
-"""Products of matrices, how far they are from what is meant, and what can be proved from them."""
+"""Products of matrices, and how far they are from what is meant."""
 
 import functools
 import itertools
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float
+from jaxtyping import Array, DTypeLike, Float
 
 SPLIT = 128
 """The size from which on half of the products above the diagonal of a Gram matrix are worth leaving out."""
@@ -70,26 +69,3 @@ def gram_terms(shape: Sequence[int]) -> int:
 def identity_like(square: Float[Array, "*batch s s"]) -> Float[Array, "*batch s s"]:
     """The identity matrix, as many times as `square` has matrices."""
     return jnp.broadcast_to(jnp.eye(square.shape[-1], dtype=square.dtype), square.shape)
-
-
-def is_under(matrix: Float[Array, "*batch m n"], limit: float | Float[Array, ""]) -> Bool[Array, "*batch"]:
-    """True only where σ₁ ≤ `limit`, rounding included: where a Cholesky factorization of ℓI - WWᵀ succeeds.
-
-    For limits whose squares are far from the ends of float32. It costs a fraction of `lipzoo.theory.norms.gram_norm`.
-
-    Let Q be the computed Gram matrix, of side s, and n its `gram_terms`: WWᵀ ≼ Q + γ_n‖W‖_F²I. If the factorization R
-    of a symmetric B runs to its end in floating point, |B - RᵀR| ≤ γ_(s+1)|R|ᵀ|R| (Higham 2002, theorem 10.3, in
-    whatever order sums are taken), and ‖|R|ᵀ|R|‖ ≤ ‖R‖_F² = tr RᵀR. Hence B ≽ -γ' tr(B) I with γ' = γ_(s+8), which
-    has room for roots and quotients that are off by a few units. With B = ℓI - Q, whose diagonal is rounded, WWᵀ ≼
-    (ℓ + uℓ + γ' tr B + γ_n‖W‖_F²)I, and that is kept under limit². Traces are sums that are rounded: tr B is at most
-    sℓ - tr Q, ‖W‖_F² at most tr Q, but for 1%. A NaN is under nothing.
-    """
-    square = small_gram(matrix.astype(at_least_float32(matrix.dtype)))
-    size, unit = square.shape[-1], unit_roundoff(square.dtype)
-    trace = jnp.trace(square, axis1=-2, axis2=-1)
-    most = limit**2 * (1 - 1e-6)
-    error = 1.01 * (gamma(gram_terms(matrix.shape), unit) * trace)
-    error = error + 1.01 * gamma(size + 8, unit) * jnp.maximum(1.01 * size * most - 0.99 * trace, size * most * 0.01)
-    level = (most - error)[..., None, None]
-    factor = jax.lax.linalg.cholesky(level * identity_like(square) - square, symmetrize_input=False)
-    return (level[..., 0, 0] > 0) & jnp.isfinite(factor).all(axis=(-2, -1))
