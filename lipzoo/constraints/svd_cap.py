@@ -1,7 +1,9 @@
 """Exact cap by singular value decomposition."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -24,8 +26,22 @@ class SvdCap(Constraint):
 
     def __call__(self, matrix: Float[Array, "*batch out in"], *, cap: Cap, step: Step) -> Float[Array, "*batch out in"]:
         matrix = normalize(matrix, cap=LARGEST_EXCESS * cap)
-        u, sigma, vt = jnp.linalg.svd(matrix, full_matrices=False)
+        u, sigma, vt = decomposed(matrix)
         rounding = 32 * float(jnp.finfo(matrix.dtype).eps) * jnp.maximum(sigma[..., :1], cap)
         excess = jnp.maximum(sigma - (aim(cap, matrix, SQUARINGS) - rounding), 0)
         cut = matrix - jnp.matmul(u * excess[..., None, :], vt, precision="highest")
         return normalize(cut, cap=cap, squarings=SQUARINGS)
+
+
+def decomposed(matrix: Float[Array, "*batch out in"]) -> tuple[Array, Array, Array]:
+    """U, σ and Vᵀ of each matrix, on a CPU one after the other.
+
+    XLA's CPU backend deals a batch out to its threads, and waits; where all of its threads wait so, each with a batch of
+    its own, it waits for ever.
+    """
+    one = functools.partial(jnp.linalg.svd, full_matrices=False)
+    if matrix.ndim == 2 or jax.default_backend() != "cpu":
+        return tuple(one(matrix))
+    parts = jax.lax.map(lambda x: tuple(one(x)), matrix.reshape(-1, *matrix.shape[-2:]))
+    u, sigma, vt = (part.reshape(*matrix.shape[:-2], *part.shape[1:]) for part in parts)
+    return u, sigma, vt

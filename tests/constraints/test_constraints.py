@@ -293,3 +293,24 @@ def test_constraints_are_values():
     assert hash(SoftCap()) == hash(SoftCap(project_dtype="float32"))
     with pytest.raises(TypeError):
         Constraint()
+
+
+def operands(jaxpr, names):
+    """The shapes that these primitives are given anywhere in a traced function."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in names:
+            yield equation.invars[0].aval.shape
+        for value in equation.params.values():
+            for part in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                yield from operands(inner, names) if hasattr(inner, "eqns") else ()
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_no_batch_of_factorizations_is_in_a_step(name):
+    """Several of them at once wait for each other for ever in XLA's CPU backend, on few cores."""
+    constraint = CONSTRAINTS[name]()
+    step = Step(jnp.float32(0.1), jnp.float32(0), jax.random.key(0))
+    traced = jax.make_jaxpr(lambda w: constraint(w, cap=1.0, step=step))(jnp.ones((2, 3, 8, 6))).jaxpr
+    found = list(operands(traced, {"svd", "qr", "geqrf", "householder_product", "eigh", "eig", "cholesky", "lu"}))
+    assert found == ([(8, 6)] if name == "svd-cap" else [])
