@@ -52,8 +52,8 @@ class HardCap(Constraint):
     is what is computed, so that only the small correction is rounded.
 
     Where |σ²/β² - 1| is within the resolution ε = 1e-3 of S, the computed sign lies anywhere in [-1, 1], and the result
-    between β and β√(1 + ε); elsewhere it is off by at most 4e-3, and the result by a fifth of that times σ²/β² - 1.
-    Hence β = σ/(1 + ε) keeps it under σ.
+    between β and β√(1 + ε); elsewhere it is off by at most 4e-3, and the result by a quarter of that times |σ²/β² -
+    1|. Hence β = σ/(1 + ε) keeps it under σ.
 
     That is in exact arithmetic. So σ is σ_max less what an upper bound of the norm exceeds it by (`aim`: 0.2% to 1%).
     Whatever that bound finds above σ_max in the end, and whatever was said of the step, is divided by. Cesista and Su
