@@ -36,8 +36,8 @@ class SvdCap(Constraint):
 def decomposed(matrix: Float[Array, "*batch out in"]) -> tuple[Array, Array, Array]:
     """U, σ and Vᵀ of each matrix, on a CPU one after the other.
 
-    XLA's CPU backend deals a batch out to its threads, and waits; where all of its threads wait so, each with a batch of
-    its own, it waits for ever.
+    XLA's CPU backend deals a batch out to its threads, and waits; where all of its threads wait so, each with a batch
+    of its own, it waits for ever.
     """
     one = functools.partial(jnp.linalg.svd, full_matrices=False)
     if matrix.ndim == 2 or jax.default_backend() != "cpu":
