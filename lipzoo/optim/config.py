@@ -94,13 +94,15 @@ class OptimizerConfig:
         *,
         temperature: float = 1.0,
         margin: float = 0.0,
+        smoothing: float = 0.0,
+        annealing: float = 0.0,
         target_kl: float = 1.0,
         ema: float = 0.0,
     ) -> Hyper:
         """What a compiled step takes as arguments, for weights of these shares and caps (by default without caps)."""
         numbers = {name: getattr(self, name) for name in ("lr", *BETAS)}
         numbers |= {"decay": self.weight_decay, "temperature": temperature, "margin": margin}
-        numbers |= {"target_kl": target_kl, "ema": ema}
+        numbers |= {"smoothing": smoothing, "annealing": annealing, "target_kl": target_kl, "ema": ema}
         return Hyper(
             **{name: as_number(value) for name, value in numbers.items()},
             caps={name: rounded_down(math.inf if caps is None else caps[name]) for name in shares},

@@ -78,6 +78,7 @@ USED: Mapping[str, tuple[Condition, str]] = {
     "beta2": (_reads("beta2"), "without --optimizer adamw or --embedding-adam"),
     "temperature": (lambda recipe: not recipe.training.certify_at, "beside --certify-at, which chooses it"),
     "margin": (lambda recipe: not recipe.training.certify_at, "beside --certify-at, which chooses it"),
+    "annealing": (lambda recipe: recipe.training.loss == "annealed", "without --loss annealed"),
     "fit_lr": (lambda recipe: recipe.training.max_step_kl > 0, "without --max-step-kl"),
     "ebc.": (lambda recipe: recipe.ebc.enable, "without --ebc.enable"),
     "ebc.controller.": (lambda recipe: recipe.ebc.controller.enable, "without --ebc.controller.enable"),
