@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from lipzoo.config.fields import options
 from lipzoo.config.ranges import Count, Fraction, Range
-from lipzoo.data import cifar10, digits
+from lipzoo.data import cifar, digits
 from lipzoo.data.config import AbstractDataConfig
 from lipzoo.data.images import Augment, Form, Images, as_pixels, randomize_labels
 
@@ -25,7 +25,8 @@ class ImageSource(NamedTuple):
 
 SOURCES: dict[str, ImageSource] = {
     "digits": ImageSource(digits.load_digits, digits.FORM),
-    "cifar10": ImageSource(cifar10.load_cifar10, cifar10.FORM),
+    "cifar10": ImageSource(cifar.load_cifar10, cifar.CIFAR10.form),
+    "cifar100": ImageSource(cifar.load_cifar100, cifar.CIFAR100.form),
 }
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class DataConfig(AbstractDataConfig):
     """The part of a recipe that describes the data."""
 
     data: SourceName = "digits"
-    """Where images come from: digits is embedded, cifar10 is downloaded into the cache."""
+    """Where images come from: digits is embedded, cifar10 and cifar100 are downloaded into the cache."""
     batch_size: Count = 512
     """Images a step, over all devices."""
     random_flip: bool = False
