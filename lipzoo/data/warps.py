@@ -13,11 +13,11 @@ BITS = 16
 """Of the fraction of coefficients: whole numbers make the same images on every machine."""
 SHEAR, TURN, SIDE = 0.3, math.pi / 6, 0.3
 """The largest changes: AutoAugment's (Cubuk et al. 2018, table 6), of whose code a translation is 10 of 32 pixels."""
-STILL: Rows = ((1, 0), (0, 1))
+STILL: Rows = ((1.0, 0.0), (0.0, 1.0))
 
 WARPS: Mapping[str, Warp] = {
-    "shear-x": lambda part, height, width: (((1, 0), (SHEAR * part, 1)), (0, 0)),
-    "shear-y": lambda part, height, width: (((1, SHEAR * part), (0, 1)), (0, 0)),
+    "shear-x": lambda part, height, width: (((1.0, 0.0), (SHEAR * part, 1.0)), (0, 0)),
+    "shear-y": lambda part, height, width: (((1.0, SHEAR * part), (0.0, 1.0)), (0, 0)),
     "translate-x": lambda part, height, width: (STILL, (0, round(SIDE * part * width))),
     "translate-y": lambda part, height, width: (STILL, (round(SIDE * part * height), 0)),
     "rotate": lambda part, height, width: (_turned(TURN * part), (0, 0)),
