@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from lipzoo.data import cifar
+from lipzoo.data import DataConfig, cifar
 from lipzoo.system.errors import UserError
 
 RECORDS = 20
@@ -123,6 +123,12 @@ def test_without_a_network_the_error_names_file_url_variable_and_embedded_recipe
     for word in (f"download {name}", "http://127.0.0.1:9", "LIPZOO_DATA_DIR", "recipes.digits_mlp"):
         assert word in str(error.value)
     assert list(small.folder.parent.iterdir()) == []
+
+
+def test_what_is_known_without_the_data():
+    assert DataConfig("cifar10").sizes == (3072, 10)
+    assert DataConfig("cifar100").sizes == (3072, 100)
+    assert DataConfig("cifar100").white == 255
 
 
 def test_the_real_archives_have_names_checksums_and_sizes_of_their_own():
