@@ -126,8 +126,8 @@ def test_without_a_network_the_error_names_file_url_variable_and_embedded_recipe
 
 
 def test_what_is_known_without_the_data():
-    assert DataConfig("cifar10").sizes == (3072, 10)
-    assert DataConfig("cifar100").sizes == (3072, 100)
+    assert DataConfig("cifar10").sizes[:2] == (3072, 10)
+    assert DataConfig("cifar100").sizes[:2] == (3072, 100)
     assert DataConfig("cifar100").white == 255
 
 
