@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 
-from lipzoo.models import GPT, AbstractModule
+from lipzoo.models import GPT, MLP, AbstractModule
 from lipzoo.theory.bound import Bound, weighted_sum
 from lipzoo.theory.geometry import ENTRIES
 from lipzoo.theory.numbers import Scalar, log_times, log_up
-from lipzoo.theory.space import Tokens, Vector
+from lipzoo.theory.space import Tokens
 from lipzoo.theory.weight import Measure, Weight, weights
 
 GELU_SLOPE = 1.1289
@@ -20,10 +20,10 @@ def published_bound(
 ) -> Bound | None:
     """The published bound of a model, or None where its kind has none.
 
-    Of networks of vectors it is the certified one. `window`, the tokens of a sequence, enters LipsFormer's only.
+    Of an MLP it is the certified one. `window`, the tokens of a sequence, enters LipsFormer's only.
     """
     if not isinstance(model, GPT):
-        return certified if isinstance(certified.space, Vector) else None
+        return certified if isinstance(model, MLP) else None
     config = model.config
     if config.architecture == "lipsformer":
         return None if window is None else _lipsformer(model, measure, window)

@@ -5,7 +5,7 @@ isometry, and dropping or repeating none of them costs nothing. Channels come la
 product for all pixels.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -60,12 +60,10 @@ class Patches(AbstractModule):
     size: int = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "height width channels"]) -> Float[Array, "rows columns features"]:
-        height, width, channels = x.shape
-        p = self.size
-        if height % p or width % p:
-            raise ValueError(f"patches of {p}×{p} pixels do not divide an image of {height}×{width}")
-        squares = x.reshape(height // p, p, width // p, p, channels).transpose(0, 2, 1, 3, 4)
-        return squares.reshape(height // p, width // p, p * p * channels)
+        height, width, _ = x.shape
+        if height % self.size or width % self.size:
+            raise ValueError(f"patches of {self.size}×{self.size} pixels do not divide an image of {height}×{width}")
+        return _squares(x, self.size)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """The same."""
@@ -78,7 +76,13 @@ class Patches(AbstractModule):
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """The same, its entries elsewhere."""
         order = np.arange(incoming.size).reshape(reach.space.shape)  # pyright: ignore[reportAttributeAccessIssue]
-        return incoming.permuted(np.asarray(self(jnp.asarray(order))).reshape(-1))
+        return incoming.permuted(_squares(order, self.size).reshape(-1))
+
+
+def _squares(x: Any, p: int) -> Any:
+    height, width, channels = x.shape
+    squares = x.reshape(height // p, p, width // p, p, channels).transpose(0, 2, 1, 3, 4)
+    return squares.reshape(height // p, width // p, p * p * channels)
 
 
 class Shift(AbstractModule):
