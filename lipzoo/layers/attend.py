@@ -28,8 +28,10 @@ def attend(
     window: int,
     documents: Int[Array, " keys"] | None,
     bias: Float[Array, "heads reach"] | None,
+    causal: bool = True,
 ) -> Float[Array, "queries heads size"]:
-    """softmax(scale·qkᵀ + b)v, where query i, at position p = `first` + i, looks at keys 0, …, p.
+    """softmax(scale·qkᵀ + b)v, where query i, at position p = `first` + i, looks at keys 0, …, p, or at all of them if
+    it is not `causal`, which goes with no window and no documents.
 
     It looks at the last `window` of these alone, unless that is 0, and only at those of its own document. b depends on
     the distance alone; distances beyond its reach share its last entry. cuDNN's flash attention runs where it can: in
@@ -38,20 +40,20 @@ def attend(
     """
     whole = isinstance(first, int) and first == 0 and len(q) == len(k)
     if whole and bias is None and _flashes(q):
-        return _flash(q, k, v, scale, window, documents)
+        return _flash(q, k, v, scale, window, documents, causal)
     q, k, v = (x.swapaxes(0, 1) for x in (q, k, v))
-    size = max(BLOCK, -(-len(q[0]) // MOST_BLOCKS)) if whole else len(q[0])
+    size = max(BLOCK, -(-len(q[0]) // MOST_BLOCKS)) if whole and causal else len(q[0])
     blocks, wide = [], at_least_float32(q.dtype)
     for start in range(0, len(q[0]), size):
         asking = q[:, start : start + size]
         seen = start + len(asking[0]) if whole else len(k[0])
         distance = _distance(first + start, len(asking[0]), seen)
-        visible = _visible(distance, window)
+        visible = _visible(distance, window) if causal else jnp.ones_like(distance, bool)
         if documents is not None and whole:
             visible &= documents[start:seen, None] == documents[None, :seen]
         logits = product(asking, k[:, :seen], 1, wide) * scale
         if bias is not None:
-            logits += bias.astype(wide)[:, jnp.clip(distance, 0, bias.shape[1] - 1)]
+            logits += bias.astype(wide)[:, jnp.clip(jnp.abs(distance), 0, bias.shape[1] - 1)]
         weights = jax.nn.softmax(jnp.where(visible, logits, HIDDEN), axis=-1).astype(v.dtype)
         blocks.append(weights @ v[:, :seen])
     return jnp.concatenate(blocks, axis=1).swapaxes(0, 1)
@@ -64,6 +66,7 @@ def _flash(
     scale: float,
     window: int,
     documents: Int[Array, " time"] | None,
+    causal: bool,
 ) -> Float[Array, "time heads size"]:
     """By cuDNN, which takes a mask under vmap for every head alone, and beside a mask no window before version 9.10."""
     mask = None
@@ -76,7 +79,7 @@ def _flash(
         v,
         mask=mask,
         scale=scale,
-        is_causal=True,
+        is_causal=causal,
         local_window_size=(window - 1, 0) if window else None,
         implementation="cudnn",
     )

@@ -1,8 +1,7 @@
-"""Causal multi-head attention whose bound is counted head by head."""
+"""Multi-head attention whose bound is counted head by head."""
 
 import dataclasses
 import math
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,6 +16,7 @@ from lipzoo.layers.near_attention import Known, attention_near, heads_of
 from lipzoo.layers.normalization import RMSNorm
 from lipzoo.layers.product import product
 from lipzoo.layers.rotary import rotate
+from lipzoo.layers.side import side
 from lipzoo.theory.balls import SURE_RADIUS, Balls
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import Scalar, exp_up, log_hypot, log_root_mean_square, log_sum, log_times, log_up, namespace
@@ -27,15 +27,8 @@ from lipzoo.theory.weight import Measure, Weight
 Heads = Float[Array, "time heads size"]
 
 
-class _Side(NamedTuple):
-    """Bounds of q, k or v, as logarithms: how much they change per change of the input, and how large they are."""
-
-    gain: Scalar
-    radius: Scalar
-
-
 class Attention(AbstractModule):
-    """x ↦ c·W_O concatᵢ softmax(s·qᵢkᵢᵀ/d_h) vᵢ, causal; qᵢ = W_Q,i x, kᵢ = W_K,i x, vᵢ = W_V,i x.
+    """x ↦ c·W_O concatᵢ softmax(s·qᵢkᵢᵀ/d_h) vᵢ; qᵢ = W_Q,i x, kᵢ = W_K,i x, vᵢ = W_V,i x.
 
     With `rotary`, qᵢ and kᵢ are then rotated by their positions.
 
@@ -51,6 +44,7 @@ class Attention(AbstractModule):
       does not depend on x, so sharp attention to nearby tokens costs nothing in the bound, where sharp attention to
       content costs 2s.
     - `window`: how many tokens it looks back, itself among them; 0 for all.
+    - `causal`: whether a token looks at none that comes after it.
     - `rotary`: whether q and k are rotated by their positions; if not, keys act alike anywhere: a sharper bound.
     - `qk_epsilon`, `v_epsilon`: where given, every head's q and k (or v) is divided by √(mean square + ε).
     """
@@ -68,6 +62,7 @@ class Attention(AbstractModule):
     v_epsilon: float | None = eqx.field(static=True, default=None)
     window: int = eqx.field(static=True, default=0)
     rotary: bool = eqx.field(static=True, default=True)
+    causal: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self) -> None:
         width = self.out.array.shape[-1]
@@ -76,6 +71,8 @@ class Attention(AbstractModule):
         self._check_shapes()
         if not 0 <= self.softmax_scale < math.inf:
             raise ValueError(f"the softmax scale must be at least 0 and finite, got {self.softmax_scale}")
+        if self.window and not self.causal:
+            raise ValueError("a window looks back: attention that is not causal has none")
         for epsilon in {self.qk_epsilon, self.v_epsilon} - {None}:
             check_positive(epsilon or 0.0, "the epsilon of a normalization")
 
@@ -98,6 +95,8 @@ class Attention(AbstractModule):
         return self._output(q, k, v, 0, mask)
 
     def extend(self, x: Float[Array, "time d"], cache: Cache, first: Position) -> tuple[Float[Array, "time d"], Cache]:
+        if not self.causal:
+            raise ValueError("attention that is not causal has no use for a cache: every token looks at later ones")
         q, k, v = self._project(x, first, cache[0].shape[-1])
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, new.transpose(1, 2, 0), first, 2)
@@ -128,7 +127,8 @@ class Attention(AbstractModule):
     ) -> Float[Array, "queries d"]:
         bias, scale = None if self.bias is None else self.bias.array[..., 0], self.softmax_scale / q.shape[-1]
         window = mask.window or self.window
-        joined = attend(q, k, v, scale=scale, first=first, window=window, documents=mask.documents, bias=bias)
+        options = {"window": window, "documents": mask.documents, "bias": bias, "causal": self.causal}
+        joined = attend(q, k, v, scale=scale, first=first, **options)
         return self.output_scale * product(joined.reshape(len(q), -1), self.out.array)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
@@ -161,8 +161,8 @@ class Attention(AbstractModule):
         """
         self._check_shapes()
         r, eps = incoming.tokens("attention", self.out.array.shape[-1]).log_radius, self.qk_epsilon
-        q, k, joined = (_side(measure(w), r, eps) for w in (self._split(self.q), self._split(self.k), self._joined()))
-        v = _side(measure(self._split(self.v)), r, self.v_epsilon)
+        q, k, joined = (side(measure(w), r, eps) for w in (self._split(self.q), self._split(self.k), self._joined()))
+        v = side(measure(self._split(self.v)), r, self.v_epsilon)
         s, most = log_up(self.softmax_scale, r), namespace(v.gain).max
         keys, change = most(log_times(k.radius, v.radius)), most(log_times(k.gain, v.radius))
         if self.rotary or eps is not None or self.v_epsilon is not None:
@@ -193,6 +193,8 @@ class Attention(AbstractModule):
 
     def near(self, incoming: Balls, measure: Measure) -> Balls:
         """Around one sequence, whose scores and weights are known (see `lipzoo.layers.near_attention`)."""
+        if not self.causal:
+            return super().near(incoming, measure)
         self._check_shapes()
         known = Known(
             *(heads_of(w, self.heads) for w in (self.q, self.k, self.v)),
@@ -238,13 +240,3 @@ class Attention(AbstractModule):
         size = self.out.array.shape[0]
         array = self.out.array.reshape(size, self.heads, -1).swapaxes(0, 1)
         return dataclasses.replace(self.out, array=array, cap=self.out.cap / math.sqrt(self.heads))
-
-
-def _side(norm: Scalar, log_radius: Scalar, epsilon: float | None) -> _Side:
-    """From the norm of a head's matrix, and from ε if its result is divided by √(mean square + ε)."""
-    gain = log_up(norm, log_radius)
-    if epsilon is None:
-        return _Side(gain, log_times(gain, log_radius))
-    gain = log_times(gain, log_up(1 / math.sqrt(epsilon), log_radius))
-    size = log_times(gain, log_radius)
-    return _Side(gain, namespace(size).minimum(size, 0.0))

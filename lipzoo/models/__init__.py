@@ -31,3 +31,5 @@ from lipzoo.models.mlp import MLP as MLP
 from lipzoo.models.mlp import MLPConfig as MLPConfig
 from lipzoo.models.shiftnet import ShiftNet as ShiftNet
 from lipzoo.models.shiftnet import ShiftNetConfig as ShiftNetConfig
+from lipzoo.models.vit import ViT as ViT
+from lipzoo.models.vit import ViTConfig as ViTConfig

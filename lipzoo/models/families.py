@@ -12,6 +12,7 @@ from lipzoo.models.gpt import build_gpt
 from lipzoo.models.gpt_config import GPTConfig
 from lipzoo.models.mlp import MLPConfig, build_mlp
 from lipzoo.models.shiftnet import ShiftNetConfig, build_shiftnet
+from lipzoo.models.vit import ViTConfig, build_vit
 
 
 class Family(NamedTuple):
@@ -31,6 +32,7 @@ FAMILIES: dict[str, Family] = {
     "mlp": Family(MLPConfig, build_mlp),
     "gpt": Family(GPTConfig, build_gpt),
     "shiftnet": Family(ShiftNetConfig, build_shiftnet),
+    "vit": Family(ViTConfig, build_vit),
 }
 
 

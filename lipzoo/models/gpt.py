@@ -66,7 +66,7 @@ class GPT(AbstractModule):
         rows = jax.random.normal(keys[0], (vocabulary, config.width, 1), jnp.float32)
         rows = rows / jnp.sqrt(jnp.mean(rows**2, axis=1, keepdims=True)) * BELOW_CAP
         self.embedding = Embedding(Weight(rows, "embedding", ROWS, cap, 1 / total, "embedding"))
-        blocks = eqx.filter_vmap(lambda key: _block(config, cap, share, key))(keys[2:])
+        blocks = eqx.filter_vmap(lambda key: transformer_block(config, cap, share, key))(keys[2:])
         self.stack = Stack(blocks, config.remat)
         self.norm = _norm(config)
         init: Init = "zero" if config.zero_init else "orthogonal"
@@ -115,7 +115,9 @@ def _norm(config: GPTConfig) -> AbstractModule:
     return {"none": Identity(), "rms": RMSNorm(config.epsilon), "layer": layer_norm(config.epsilon)}[config.norm]
 
 
-def _block(config: GPTConfig, cap: float, share: float, key: PRNGKeyArray) -> Sequential:
+def transformer_block(
+    config: GPTConfig, cap: float, share: float, key: PRNGKeyArray, *, causal: bool = True
+) -> Sequential:
     """One block, its weights with this share of the learning rate but for what is constant downstream in the block."""
     width, heads = config.width, config.heads
     head_shape = (heads, width // heads, width) if config.granularity == "head" else (width, width)
@@ -161,6 +163,7 @@ def _block(config: GPTConfig, cap: float, share: float, key: PRNGKeyArray) -> Se
         config.epsilon if config.qk_norm else None,
         window=config.window,
         rotary=config.rotary,
+        causal=causal,
     )
     up, down = Linear(matrix(4, "up", (4 * width, width))), Linear(matrix(5, "down", (width, 4 * width), last))
     activations = {"gelu": GELU(config.gelu_divisor), "maxmin": GroupSort(), "relu2": SquaredReLU(4 * width)}
