@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from lipzoo.config.fields import options
 from lipzoo.config.ranges import Count, Fraction, Range
 from lipzoo.data import cifar10, digits
-from lipzoo.data.config import AbstractDataConfig
+from lipzoo.data.config import AbstractDataConfig, Sizes
 from lipzoo.data.images import Augment, Form, Images, as_pixels, randomize_labels
 
 
@@ -56,10 +56,10 @@ class DataConfig(AbstractDataConfig):
         return "images", 1
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """Pixels, classes."""
+    def sizes(self) -> Sizes:
+        """Pixels, classes, shape."""
         form = SOURCES[self.data].form
-        return math.prod(form.shape), form.classes
+        return Sizes(math.prod(form.shape), form.classes, form.shape)
 
     @property
     def example_bytes(self) -> int:

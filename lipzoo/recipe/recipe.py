@@ -16,6 +16,7 @@ from lipzoo.config.fields import field_refusal
 from lipzoo.config.overrides import override_refusal
 from lipzoo.constraints import WeightDecay
 from lipzoo.data import DATA_KINDS, AbstractDataConfig, DataConfig
+from lipzoo.data.config import Sizes
 from lipzoo.models import AbstractModule, MLPConfig
 from lipzoo.models.config import AbstractModelConfig
 from lipzoo.models.families import FAMILIES, build
@@ -63,6 +64,7 @@ class Recipe:
             or self._name_refusal()
             or self.model.conflict()
             or self.data.conflict()
+            or self.model.misfit(self.complete().data.sizes)
             or self.training.conflict(self.data.batch_size)
             or self.optimizer.conflict(self.training.steps)
             or memory_refusal(self.model, self.complete().data, self.training.accum_steps)
@@ -81,7 +83,7 @@ class Recipe:
 
     def build_model(self, key: PRNGKeyArray) -> AbstractModule:
         """The model with fresh weights, each with its cap and under it."""
-        model = self.optimizer.shares(build(self.model, *self.data.sizes, key=key))
+        model = self.optimizer.shares(build(self.model, self.data.sizes, key=key))
         model = set_caps(model, {weight.name: self.cap_of(weight) for weight in weights(model)})
 
         def begin(weight: Weight) -> Weight:
@@ -201,9 +203,9 @@ def _abstract(recipe: Recipe) -> Any:
 
 
 @functools.lru_cache(KEPT)
-def _free(model: AbstractModelConfig, sizes: tuple[int, int]) -> Any:
+def _free(model: AbstractModelConfig, sizes: Sizes) -> Any:
     """The structure of a model whose weights are free: the same for all recipes of a sweep."""
-    return eqx.filter_eval_shape(functools.partial(build, model, *sizes), key=jax.random.key(0))
+    return eqx.filter_eval_shape(functools.partial(build, model, sizes), key=jax.random.key(0))
 
 
 def _upgraded(value: object) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from lipzoo.constraints import Constraint, Unconstrained
+from lipzoo.data.config import Sizes
 from lipzoo.models import AbstractModule
 from lipzoo.models.config import AbstractModelConfig
 from lipzoo.models.families import build
@@ -49,7 +50,7 @@ class Plan:
     """
 
     model: AbstractModelConfig
-    sizes: tuple[int, int]
+    sizes: Sizes
     optimizer: OptimizerConfig
     ebc: EBCConfig
     held: tuple[tuple[str, Held], ...]
@@ -63,7 +64,7 @@ class Plan:
 
     def build_model(self, key: PRNGKeyArray) -> AbstractModule:
         """The network with fresh weights, bare."""
-        return bare(build(self.model, *self.sizes, key=key))
+        return bare(build(self.model, self.sizes, key=key))
 
     def abstract_model(self) -> Any:
         """Its structure, without computing it."""
