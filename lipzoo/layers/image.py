@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from lipzoo.layers.base import AbstractModule
 from lipzoo.layers.linear import image_shape
@@ -59,7 +59,7 @@ class Patches(AbstractModule):
     deviates = True
     size: int = eqx.field(static=True)
 
-    def __call__(self, x: Float[Array, "height width channels"]) -> Float[Array, "rows columns features"]:
+    def __call__(self, x: Shaped[Array, "height width channels"]) -> Shaped[Array, "rows columns features"]:
         height, width, channels = x.shape
         p = self.size
         if height % p or width % p:

@@ -9,17 +9,17 @@ from jaxtyping import Array, Float
 from lipzoo.layers.activation import ReLU, Tanh
 from lipzoo.layers.base import AbstractModule, check_positive
 from lipzoo.layers.convolution import Conv2d
-from lipzoo.layers.linear import Linear
+from lipzoo.layers.linear import Linear, Pointwise
 from lipzoo.layers.product import product
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.numbers import Scalar, exp_up, log_times, log_up, namespace
 from lipzoo.theory.runs import Arithmetic, Runs
-from lipzoo.theory.space import Space, SpaceError
+from lipzoo.theory.space import Space
 from lipzoo.theory.weight import Measure
 
 
 class PotentialResidual(AbstractModule):
-    """x ↦ x - h·Wᵀφ(Wx + b), W a matrix or a convolution, φ = ReLU or tanh of entries.
+    """x ↦ x - h·Wᵀφ(Wx + b), W a matrix (of all entries, or of channels) or a convolution, φ = ReLU or tanh of entries.
 
     For any two inputs, φ(u) - φ(v) = D(u - v) with a diagonal D between 0 and 1. So outputs differ by
     (I - hWᵀDW)(x - y), a symmetric matrix with eigenvalues between 1 - hσ₁² and 1: the map is max(1, hσ₁² - 1)-
@@ -33,13 +33,14 @@ class PotentialResidual(AbstractModule):
     """
 
     deviates = True
-    inner: Linear | Conv2d
+    inner: Linear | Pointwise | Conv2d
     activation: AbstractModule
     step: float = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.inner, Linear | Conv2d):
-            raise TypeError(f"a potential residual takes a Linear or a Conv2d, got {type(self.inner).__name__}")
+        if not isinstance(self.inner, Linear | Pointwise | Conv2d):
+            name = type(self.inner).__name__
+            raise TypeError(f"a potential residual takes a Linear, a Pointwise or a Conv2d, got {name}")
         if not isinstance(self.activation, ReLU | Tanh):
             raise TypeError(
                 f"a potential residual takes ReLU or Tanh, whose slopes lie in [0, 1] and which act on entries by "
@@ -61,14 +62,19 @@ class PotentialResidual(AbstractModule):
 
     @property
     def _turned(self) -> float:
-        """‖Wᵀ‖/‖W‖ = out/in, rounded up: by what norms of W are multiplied to be those of Wᵀ."""
-        return self.inner.weight.rms_factor**-2 * (1 + 2.0**-49)
+        """‖Wᵀ‖/‖W‖ = n_out/n_in, rounded up: by what RMS→RMS norms of W are multiplied to be those of Wᵀ.
+
+        Of matrices it is out/in, also where they are measured by more than that norm.
+        """
+        out, into = self.inner.weight.array.shape[-2:]
+        ratio = self.inner.weight.rms_factor**-2 if isinstance(self.inner, Conv2d) else out / into
+        return ratio * (1 + 2.0**-49)
 
     @property
     def _terms(self) -> int:
         """How many products an entry of Wᵀy sums."""
         out = self.inner.weight.array.shape[-2]
-        if isinstance(self.inner, Linear):
+        if not isinstance(self.inner, Conv2d):
             return out
         return out // self.inner.geometry.groups * self.inner.geometry.kernel**2
 
@@ -77,8 +83,7 @@ class PotentialResidual(AbstractModule):
 
         What runs is off by what the branch is at the same point, and rounds h, the product, and the difference.
         """
-        if self.inner.takes != incoming.space:
-            raise SpaceError(f"{self.inner.weight.name} takes {self.inner.takes}, but was given {incoming.space}")
+        self.inner.bound(incoming, measure)  # Which checks the space; the transposed map leads back to it.
         norm, back, like = measure(self.inner.weight), self.step * self._turned, incoming.log_radius
         log_norm, log_back = log_up(norm, like), log_up(back, like)
         product = exp_up(log_times(log_back, log_norm, log_norm))

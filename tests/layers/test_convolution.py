@@ -165,7 +165,7 @@ def test_mistakes_are_told():
         Conv2d(Weight(jnp.ones((4, 9)), "w"))
     with pytest.raises(SpaceError, match="kernel takes"):
         conv((4, 4)).bound(Bound.start(Vector((4, 4, 3))), exact_norm)
-    with pytest.raises(SpaceError, match="w takes"):
+    with pytest.raises(SpaceError, match="w takes one vector of 2"):
         PotentialResidual(eye, ReLU(), 1.0).bound(Bound.start(Vector((3,))), exact_norm)
     for shape in ((5, 4, 2), (8,)):
         with pytest.raises(SpaceError, match="squares of 2×2 pixels divide"):
