@@ -88,8 +88,8 @@ class LargestStep:
             return f"nothing is proved, since {f'no cap holds {names}' if names else 'the bound has no number'}"
         logit, loss, kl = (round_digits(value, 3) for value in (self.logit, self.loss, self.kl))
         return (
-            f"any logit by {logit}, any loss by {loss} nats, any prediction by {kl} nats (KL), for every input, "
-            "computed exactly with the stored weights"
+            f"any logit by {logit}, any cross-entropy by {loss} nats, any prediction by {kl} nats (KL), for every "
+            "input, computed exactly with the stored weights"
         )
 
 

@@ -129,7 +129,7 @@ class Separate(Geometry):
 
     def exact_norm(self, array: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
         """The largest norm of a row in float64, rounded up."""
-        return norms.rms_norm(np.asarray(array)[..., None, :]).max(-1)
+        return np.asarray(norms.rms_norm(np.asarray(array)[..., None, :]).max(-1))
 
     def gram_norm(self, array: Float[Array, "*batch out in"]) -> Float[Array, "*batch"]:
         """The largest norm of a row, rounded up."""
