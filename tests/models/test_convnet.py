@@ -17,7 +17,6 @@ from lipzoo.recipe.largest_step import largest_step
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.recipe.unused import unused_refusal
 from lipzoo.system.errors import UserError
-from lipzoo.testing import check_bound
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.space import Tokens
 from lipzoo.theory.weight import cap_norm, exact_norm, set_caps, weights
@@ -50,11 +49,6 @@ def test_with_caps_of_one_a_network_is_as_lipschitz_as_is_said(name):
     exact = net.bound(Bound.start(net.takes), exact_norm)
     assert largest <= exact.lipschitz * (1 + 1e-5)
     assert largest > 0.1
-
-
-def test_a_network_withstands_an_attack():
-    found = check_bound(ConvNet(SIZES, TINY, key=jax.random.key(0)), seeds=1, steps=10)
-    assert found.gain > 0.1
 
 
 @pytest.mark.parametrize(
@@ -130,7 +124,6 @@ def test_an_mlp_of_potentials():
     mlp = MLP(8, 16, 4, depth=4, potential=1.5, bias=True, zero_init=False, key=jax.random.key(0))
     mlp = set_caps(mlp, {w.name: 1.5 if w.name in ("layers.1", "layers.2") else 1.0 for w in weights(mlp)})
     assert mlp.bound(Bound.start(mlp.takes), cap_norm).lipschitz == pytest.approx(1, rel=1e-9)
-    assert check_bound(mlp, seeds=1, steps=15).gain > 0.1
     shares = {w.name: w.share for w in weights(mlp)}
     assert shares["layers.1"] == pytest.approx(shares["head"] * 1.5 / 4)
     for options, flag in (({"activation": "gelu"}, "--potential needs"), ({"residual": 0.5}, "leave out --residual")):
