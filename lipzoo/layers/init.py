@@ -1,5 +1,6 @@
 """First weights."""
 
+import dataclasses
 import math
 from typing import Literal
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.theory import norms
+from lipzoo.theory.convolution import Convolution
 from lipzoo.theory.weight import Place, Weight
 
 Init = Literal["zero", "orthogonal", "spectral"]
@@ -60,3 +62,15 @@ def fresh(
         largest = min(1.0, cap / norms.rms_factor(out_size, in_size)) * BELOW_CAP
         array = largest * jax.vmap(lambda key: spectral(key, out_size, in_size))(keys)
     return Weight(array.reshape(shape), name, cap=cap, share=share, place=place)
+
+
+def fresh_kernel(
+    key: PRNGKeyArray, shape: tuple[int, ...], geometry: Convolution, *, name: str, cap: float, share: float
+) -> Weight:
+    """Kernels of this shape, (..., out, in/groups·k²), of norm min(1, cap): semi-orthogonal matrices, divided by an
+    upper bound of their norms as convolutions."""
+    weight = dataclasses.replace(
+        fresh(key, shape, name=name, cap=math.inf, share=share, init="orthogonal"), geometry=geometry, cap=cap
+    )
+    norm = geometry.gram_norm(weight.array)[..., None, None]
+    return weight.with_array(weight.array * (min(1.0, cap) * BELOW_CAP / norm))

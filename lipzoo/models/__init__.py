@@ -12,6 +12,7 @@ from lipzoo.layers.compose import ConvexResidual as ConvexResidual
 from lipzoo.layers.compose import PerToken as PerToken
 from lipzoo.layers.compose import Residual as Residual
 from lipzoo.layers.compose import Sequential as Sequential
+from lipzoo.layers.convolution import Conv2d as Conv2d
 from lipzoo.layers.embedding import Embedding as Embedding
 from lipzoo.layers.image import ChannelsLast as ChannelsLast
 from lipzoo.layers.image import Patches as Patches
@@ -23,8 +24,13 @@ from lipzoo.layers.linear import Pointwise as Pointwise
 from lipzoo.layers.linear import Scale as Scale
 from lipzoo.layers.normalization import Center as Center
 from lipzoo.layers.normalization import RMSNorm as RMSNorm
+from lipzoo.layers.pooling import AveragePool as AveragePool
+from lipzoo.layers.pooling import MaxPool as MaxPool
+from lipzoo.layers.potential import PotentialResidual as PotentialResidual
 from lipzoo.layers.sorting import GroupSort as GroupSort
 from lipzoo.layers.stack import Stack as Stack
+from lipzoo.models.convnet import ConvNet as ConvNet
+from lipzoo.models.convnet_config import ConvNetConfig as ConvNetConfig
 from lipzoo.models.gpt import GPT as GPT
 from lipzoo.models.gpt_config import GPTConfig as GPTConfig
 from lipzoo.models.mlp import MLP as MLP

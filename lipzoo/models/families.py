@@ -8,6 +8,8 @@ from jaxtyping import PRNGKeyArray
 from lipzoo.data.config import Sizes
 from lipzoo.layers.base import AbstractModule
 from lipzoo.models.config import AbstractModelConfig
+from lipzoo.models.convnet import build_convnet
+from lipzoo.models.convnet_config import ConvNetConfig
 from lipzoo.models.gpt import build_gpt
 from lipzoo.models.gpt_config import GPTConfig
 from lipzoo.models.mlp import MLPConfig, build_mlp
@@ -33,6 +35,7 @@ FAMILIES: dict[str, Family] = {
     "gpt": Family(GPTConfig, build_gpt),
     "shiftnet": Family(ShiftNetConfig, build_shiftnet),
     "vit": Family(ViTConfig, build_vit),
+    "convnet": Family(ConvNetConfig, build_convnet),
 }
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lipzoo.config.fields import field_refusal
 from lipzoo.data.config import Sizes
-from lipzoo.layers.activation import GELU, Identity, SquaredReLU, Tanh
+from lipzoo.layers.activation import GELU, Identity, ReLU, SquaredReLU, Tanh
 from lipzoo.layers.attention import Attention
 from lipzoo.layers.base import AbstractModule, Mask
 from lipzoo.layers.compose import AbstractResidual, ConvexResidual, PerToken, Residual, Sequential
@@ -17,6 +17,7 @@ from lipzoo.layers.embedding import Embedding
 from lipzoo.layers.init import BELOW_CAP, Init, check_cap, fresh
 from lipzoo.layers.linear import Linear, Scale
 from lipzoo.layers.normalization import RMSNorm, layer_norm
+from lipzoo.layers.potential import PotentialResidual
 from lipzoo.layers.sorting import GroupSort
 from lipzoo.layers.stack import Stack
 from lipzoo.models.gpt_config import GPTConfig
@@ -134,7 +135,7 @@ def transformer_block(
             share=share,
             key=key,
         )
-    convex = config.residual == "convex"
+    convex = config.residual != "plain"
     alpha = config.residual_scale / (2 * config.depth) if convex else 1.0
     output_scale = config.attention_scale if convex else 1.0
     keys = jax.random.split(key, 6)
@@ -165,10 +166,20 @@ def transformer_block(
         rotary=config.rotary,
         causal=causal,
     )
-    up, down = Linear(matrix(4, "up", (4 * width, width))), Linear(matrix(5, "down", (width, 4 * width), last))
-    activations = {"gelu": GELU(config.gelu_divisor), "maxmin": GroupSort(), "relu2": SquaredReLU(4 * width)}
-    activation = activations[config.activation]
-    return Sequential([residual(attention), residual(PerToken(Sequential([up, activation, down])))])
+    if config.residual == "potential":
+        # A change of `up` by its norm is multiplied by at most 2h‖W‖out/in = 4/c, whatever α.
+        up = Linear(matrix(4, "up", (4 * width, width), downstream=4 / config.potential_cap / alpha))
+        mlp = PerToken(PotentialResidual(up, ReLU(), 2 / config.potential_cap**2 / 4))
+    else:
+        up, down = Linear(matrix(4, "up", (4 * width, width))), Linear(matrix(5, "down", (width, 4 * width), last))
+        mlp = residual(PerToken(Sequential([up, _activation(config), down])))
+    return Sequential([residual(attention), mlp])
+
+
+def _activation(config: GPTConfig) -> AbstractModule:
+    hidden = 4 * config.width
+    known = {"gelu": GELU(config.gelu_divisor), "maxmin": GroupSort(), "relu2": SquaredReLU(hidden), "relu": ReLU()}
+    return known[config.activation]
 
 
 def _relative_bias(config: GPTConfig) -> Weight:

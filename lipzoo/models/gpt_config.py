@@ -25,6 +25,7 @@ OF_GPT = (
     "attention_scale",
     "rotary",
     "relative_bias",
+    "potential_cap",
 )
 """Options that LipsFormer has no use for."""
 
@@ -68,14 +69,15 @@ class GPTConfig(AbstractModelConfig):
     """Start the head and the last matrix of every branch at zero."""
     norm: Literal["none", "rms", "layer"] = "none"
     """Normalization before every branch and before the head; costs a factor of 1/√epsilon each."""
-    residual: Literal["convex", "plain"] = "convex"
-    """(1-α)x + αf(x), or x + f(x)."""
+    residual: Literal["convex", "plain", "potential"] = "convex"
+    """(1-α)x + αf(x); x + f(x); or potential, where MLPs are x - hWᵀφ(Wx), and attention is as with convex."""
     qk_norm: bool = False
     """Normalize the queries and keys of every head."""
     epsilon: Positive = NORM_EPSILON
     """ε of normalization layers."""
-    activation: Literal["gelu", "maxmin", "relu2"] = "gelu"
-    """Nonlinearity of the MLPs: GELU/c; maxmin, which keeps norms; or max(x, 0)², steeper the larger its input."""
+    activation: Literal["gelu", "maxmin", "relu2", "relu"] = "gelu"
+    """Nonlinearity of the MLPs: GELU/c; maxmin, which keeps norms; max(x, 0)², steeper the larger its input; or relu,
+    which --residual potential needs."""
     gelu_divisor: Positive = GELU_DIVISOR
     """c of GELU/c; at 1.1290 and above it is 1-Lipschitz."""
     logit_softcap: NonNegative = 0.0
@@ -88,6 +90,8 @@ class GPTConfig(AbstractModelConfig):
     """Token that begins a document: tokens of different documents do not see one another; -1 for none."""
     remat: Remat = "products"
     """What the backward pass computes anew to save memory: nothing, all but products with weights, whole blocks."""
+    potential_cap: Positive = 1.0
+    """c of --residual potential: h = 2/c²·in/out, so that MLPs are 1-Lipschitz for matrices of norm up to c."""
 
     def conflict(self) -> str | None:
         """Which settings do not go together, or None."""
@@ -97,6 +101,8 @@ class GPTConfig(AbstractModelConfig):
             return f"--residual-scale must be at most {2 * self.depth}, twice the --depth, got {self.residual_scale}"
         if self.window_stages > max(self.window, 1):
             return f"--window-stages must be at most --window {self.window}, got {self.window_stages}"
+        if self.residual == "potential" and (self.activation != "relu" or self.norm != "none"):
+            return "--residual potential needs --activation relu and --norm none: otherwise MLPs can be steeper"
         return self._lipsformer_conflict()
 
     def window_at(self, progress: float) -> int:
@@ -105,7 +111,8 @@ class GPTConfig(AbstractModelConfig):
 
     def parameters(self, sizes: Sizes) -> int:
         """Without gains and biases."""
-        return 12 * self.depth * self.width**2 + (sizes.inputs + sizes.classes) * self.width
+        matrices = 8 if self.residual == "potential" else 12
+        return matrices * self.depth * self.width**2 + (sizes.inputs + sizes.classes) * self.width
 
     def scores(self, length: int) -> int:
         """All heads of a block."""

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.config.fields import field_refusal, options
-from lipzoo.config.ranges import Count, Fraction, Positive, Range
+from lipzoo.config.ranges import Count, Fraction, NonNegative, Positive, Range
 from lipzoo.data.config import Sizes
 from lipzoo.layers.activation import GELU, Identity, ReLU, Tanh
 from lipzoo.layers.base import AbstractModule
 from lipzoo.layers.compose import ConvexResidual, Sequential
 from lipzoo.layers.init import check_cap, fresh
 from lipzoo.layers.linear import Flatten, Linear, Scale
+from lipzoo.layers.potential import PotentialResidual
 from lipzoo.layers.sorting import GroupSort
 from lipzoo.models.config import AbstractModelConfig
 from lipzoo.theory.bound import Bound
@@ -42,7 +43,7 @@ class MLP(AbstractModule):
     """Flatten → (Linear → activation)* → Linear → scale.
 
     Every matrix has mass 1 in the modular norm, so of M matrices (biases included) each has the share 1/M, divided by
-    the constant factors after it: the final scale, and α for a matrix on a residual branch.
+    the constant factors after it: the final scale, and that of a residual branch (`MLPConfig.branch`).
 
     **Arguments:**
 
@@ -50,6 +51,8 @@ class MLP(AbstractModule):
     - `activation`: one of `ACTIVATIONS`.
     - `bias`: whether layers add a bias (first zero).
     - `residual`: α of a convex residual around each width → width layer; 0 for none.
+    - `potential`: c of x - (2/c²)Wᵀφ(Wx + b) around each width → width layer, which is 1-Lipschitz for ‖W‖ ≤ c; 0 for
+      none.
     - `final_scale`: the factor on the logits.
     - `zero_init`: whether the last matrix starts at zero; all others start semi-orthogonal with norm min(1, cap).
     - `cap`: the norm cap of every weight (default: free); `lipzoo.theory.weight.set_caps` changes it one by one.
@@ -79,13 +82,14 @@ class MLP(AbstractModule):
         residual: float = 0.0,
         final_scale: float = 1.0,
         zero_init: bool = True,
+        potential: float = 0.0,
         cap: float = math.inf,
         key: PRNGKeyArray,
     ):
         if min(in_size, width, out_size, depth) < 1:
             sizes = f"{in_size}, {width}, {out_size}, depth={depth}"
             raise ValueError(f"an MLP needs sizes and a depth of at least 1, but was given {sizes}")
-        config = MLPConfig(depth, width, activation, bias, residual, final_scale, zero_init)
+        config = MLPConfig(depth, width, activation, bias, residual, final_scale, zero_init, potential)
         if refusal := field_refusal(config) or config.conflict():
             raise ValueError(f"there is no such MLP: {refusal}")
         check_cap(cap)
@@ -94,19 +98,18 @@ class MLP(AbstractModule):
         layers: list[AbstractModule] = [Flatten()]
         for index, layer_key in enumerate(jax.random.split(key, depth)):
             last = index == depth - 1
-            on_branch = 0 < index < depth - 1 and residual > 0
+            branch = config.branch if 0 < index < depth - 1 else 1.0
             linear = _linear(
                 layer_key,
                 sizes[index + 1],
                 sizes[index],
                 name="head" if last else f"layers.{index}",
-                share=share / residual if on_branch else share,
+                share=share / branch,
                 bias=bias,
                 zero=zero_init and last,
                 cap=cap,
             )
-            block = linear if last else Sequential([linear, ACTIVATIONS[activation]()])
-            layers.append(ConvexResidual(block, residual) if on_branch else block)
+            layers.append(linear if last else _layer(linear, config, inner=index > 0))
         if final_scale != 1:
             layers.append(Scale(final_scale))
         self.body = Sequential(layers)
@@ -125,6 +128,15 @@ class MLP(AbstractModule):
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         return self.body.spread(incoming, reach, steering)
+
+
+def _layer(linear: Linear, config: "MLPConfig", *, inner: bool) -> AbstractModule:
+    """A matrix and what is around it: an activation, and inside the network a residual."""
+    activation = ACTIVATIONS[config.activation]()
+    if inner and config.potential:
+        return PotentialResidual(linear, activation, 2 / config.potential**2)
+    block = Sequential([linear, activation])
+    return ConvexResidual(block, config.residual) if inner and config.residual else block
 
 
 def _linear(
@@ -155,9 +167,22 @@ class MLPConfig(AbstractModelConfig):
     """Fixed factor on the logits; counts in the bound."""
     zero_init: bool = True
     """Start the last matrix at zero."""
+    potential: NonNegative = 0.0
+    """c > 0 makes each hidden width × width layer x - (2/c²)Wᵀφ(Wx + b), which does not shrink what comes in, and is
+    1-Lipschitz for matrices of norm up to c, as --sigma-max says; 0 for none."""
+
+    @property
+    def branch(self) -> float:
+        """By how much, at most, a change of a hidden matrix by its norm is multiplied where there is a residual: α, or
+        2hc = 4/c."""
+        return 4 / self.potential if self.potential else self.residual or 1.0
 
     def conflict(self) -> str | None:
         """Which settings do not go together, or None."""
+        if self.potential and self.activation not in ("relu", "tanh"):
+            return f"--potential needs --activation relu or tanh, whose slopes lie in [0, 1], got {self.activation}"
+        if self.potential and self.residual:
+            return "--potential is a residual of its own: leave out --residual"
         group = {"maxmin": 2, "groupsort": 8}.get(self.activation, 1)
         if self.depth > 1 and self.width % group:
             return f"--activation {self.activation} needs a --width divisible by {group}, got {self.width}"

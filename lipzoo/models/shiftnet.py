@@ -22,9 +22,10 @@ from lipzoo.layers.linear import Flatten, Linear, Pointwise
 from lipzoo.layers.sorting import GroupSort
 from lipzoo.layers.stack import Remat, Stack
 from lipzoo.models.config import AbstractModelConfig
+from lipzoo.models.head import Head, image_head
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Ellipsoid
-from lipzoo.theory.geometry import COLUMN, DENSE, SEPARATE
+from lipzoo.theory.geometry import COLUMN
 from lipzoo.theory.space import Space
 from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure, Weight, check_names
@@ -61,7 +62,7 @@ class ShiftNetConfig(AbstractModelConfig):
     """Fraction of the channels that move by a pixel in each block, a quarter of them in each direction."""
     border: Border = "zero"
     """What moves in over the border of an image: zeros, or what left at the other side."""
-    head: Literal["matrix", "rows"] = "matrix"
+    head: Head = "matrix"
     """What is held under the cap of the last matrix: the whole, or each of its rows by itself."""
     zero_init: bool = True
     """Start the last matrix at zero."""
@@ -145,7 +146,7 @@ class ShiftNet(AbstractModule):
         stem = Pointwise(matrix(keys[0], (width, channels * patch**2), "stem"), bias("stem.bias"))
         mix = Pointwise(matrix(keys[1], (depth, width, width), "blocks.mix"), bias("blocks.mix.bias", depth))
         block = Sequential([Shift(config.shift, config.border), mix, ACTIVATIONS[config.activation]()])
-        head = _head(keys[2], (sizes.classes, pixels * width), config, cap, share)
+        head = image_head(keys[2], (sizes.classes, pixels * width), config.head, config.zero_init, cap, share)
         image = ChannelsLast(channels, height, wide)
         self.body = Sequential([image, Patches(patch), stem, Stack(block, config.remat), Flatten(), Linear(head)])
         check_names(self)
@@ -163,13 +164,6 @@ class ShiftNet(AbstractModule):
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         return self.body.spread(incoming, reach, steering)
-
-
-def _head(key: PRNGKeyArray, shape: tuple[int, int], config: ShiftNetConfig, cap: float, share: float) -> Weight:
-    init = "zero" if config.zero_init else "orthogonal"
-    norm = 1.0 if config.head == "matrix" else 1 / math.sqrt(shape[0])  # That of each row is √out times as large.
-    weight = fresh(key, shape, name="head", place="head", cap=cap * norm, share=share, init=init)
-    return dataclasses.replace(weight, geometry=DENSE if config.head == "matrix" else SEPARATE, cap=cap)
 
 
 def build_shiftnet(config: ShiftNetConfig, sizes: Sizes, *, key: PRNGKeyArray) -> ShiftNet:

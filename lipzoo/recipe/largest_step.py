@@ -128,13 +128,15 @@ def _moved(recipe: Recipe, weight: Weight, lr: float) -> float:
     given, decay = override(recipe.optimizer.lr_overrides, weight.name), recipe.optimizer.weight_decay
     step = lr * weight.share if given is None else number(given, LR_FLAG)
     size = step * recipe.optimizer.update_sup(weight)
-    rounding = FORMING * (math.sqrt(min(weight.array.shape[-2:])) + 1) * unit_roundoff(np.float32)
+    shape, geometry = weight.array.shape, weight.geometry
+    rounding = FORMING * (geometry.roundings(shape) + 1) * unit_roundoff(np.float32)
     if not weight.geometry.bounded:  # No cap bounds what decay does to it.
         return math.inf if decay else size / weight.rms_factor * (1 + rounding)
     reached = max(weight.cap * (1 - decay * step) + size, weight.cap) * (1 + rounding)  # At a factor of 1, or of 0.
     moved = size + decay * step * weight.cap + rounding * reached
     goal = lowest(recipe.constraint, recipe.optimizer, weight, lr)
-    moved += recipe.constraint.of(weight).moves(weight.array.shape, goal, reached)
+    constraint = recipe.constraint.of(weight)
+    moved += geometry.moves(shape, lambda shape, norm: constraint.moves(shape, goal, norm), reached)
     return min(moved, 2 * weight.cap)
 
 

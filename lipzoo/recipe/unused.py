@@ -6,7 +6,7 @@ from typing import Any
 from lipzoo.config.fields import PREFIXED, flag, taken
 from lipzoo.constraints import ConstraintName
 from lipzoo.data import DataConfig
-from lipzoo.models import GPTConfig, MLPConfig
+from lipzoo.models import ConvNetConfig, GPTConfig, MLPConfig
 from lipzoo.optim.config import takers
 from lipzoo.optim.optimizers import OPTIMIZERS
 from lipzoo.optim.schedules import Schedule
@@ -40,6 +40,14 @@ def _gpt(condition: Callable[[GPTConfig], bool]) -> Condition:
     return lambda recipe: isinstance(recipe.model, GPTConfig) and condition(recipe.model)
 
 
+def _potential(recipe: Recipe) -> bool:
+    return isinstance(recipe.model, GPTConfig | ConvNetConfig) and recipe.model.residual == "potential"
+
+
+def _convex(recipe: Recipe) -> bool:
+    return not isinstance(recipe.model, ConvNetConfig) or recipe.model.residual == "convex"
+
+
 def _depth_above(depth: int) -> Condition:
     """Whether an MLP is so deep."""
     return lambda recipe: not isinstance(recipe.model, MLPConfig) or recipe.model.depth > depth
@@ -68,6 +76,9 @@ USED: Mapping[str, tuple[Condition, str]] = {
     "width": (_depth_above(1), "on an MLP of --depth 1"),
     "activation": (_depth_above(1), "on an MLP of --depth 1"),
     "residual": (_depth_above(2), "on an MLP of --depth below 3"),
+    "potential": (_depth_above(2), "on an MLP of --depth below 3"),
+    "potential_cap": (_potential, "without --residual potential"),
+    "alpha": (_convex, "without --residual convex"),
     "epsilon": (_gpt(_normalizes), "without normalization (--norm, --qk-norm)"),
     "gelu_divisor": (_gpt(lambda model: model.activation == "gelu"), "without --activation gelu"),
     **dict.fromkeys(OF_EMBEDDINGS, (_embeds, "on a model without an embedding")),

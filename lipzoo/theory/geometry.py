@@ -4,6 +4,7 @@ Optimizers, constraints, measures and EBC ask a weight's geometry, so that a new
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -73,6 +74,14 @@ class Geometry:
         """The nearest array, in float64, whose norms are at most `cap`, but for rounding."""
         u, sigma, vt = np.linalg.svd(array, full_matrices=False)
         return (u * np.minimum(sigma, cap / self.rms_factor(array.shape))[..., None, :]) @ vt
+
+    def roundings(self, shape: Sequence[int]) -> float:
+        """By how many u of the norm rounding every entry once changes it at most: ‖W‖_F ≤ √s‖W‖, s the smaller side."""
+        return math.sqrt(min(shape[-2:]))
+
+    def moves(self, shape: Sequence[int], moves: Callable[[Sequence[int], float], float], norm: float) -> float:
+        """By how much `hold` moves an array of at most this norm; `moves` says it of a matrix (`Constraint.moves`)."""
+        return moves(shape, norm)
 
 
 class Dense(Geometry):

@@ -121,8 +121,13 @@ class Runs:
         """What so many roundings, one after the other, do to a result of this size."""
         return self.counted(lambda a: a.rounded(operations, size))
 
-    def product(self, weight: Weight, radius: Scalar, measure: Measure) -> Scalar:
+    def product(
+        self, weight: Weight, radius: Scalar, measure: Measure, terms: int | None = None, factor: float = 1.0
+    ) -> Scalar:
         """By how much Ŵx as it is computed is off from Wx, ‖x‖ ≤ r: by ‖Ŵ - W‖r, and by what follows.
+
+        `terms` are those of the sum of one entry, by default as many as a row has. `factor` is what norms of W are
+        multiplied by, as for the product with Wᵀ.
 
         **Sums.** Let pⱼ = ŵⱼxⱼ. Rounding it, if that happens, is off by u|pⱼ|. Each of n-1 sums, whatever the order, is
         one of the pⱼ of a set, plus what it is off by, at most γₙΣ|pⱼ|; no sum of a set is larger than that of all
@@ -134,10 +139,10 @@ class Runs:
         **What vanishes** below t: n products and n sums of each entry, and entries of Ŵ, by which it is off by at most
         tΣ|xⱼ| ≤ tn·r, and of x.
         """
-        moved, terms = self.difference(weight) * radius, weight.array.shape[-1]
+        terms, moved = terms or weight.array.shape[-1], factor * self.difference(weight) * radius
 
         def error(a: Arithmetic) -> Scalar:
-            absolute, image = self.absolute(weight), measure(weight) * radius + moved
+            absolute, image = factor * self.absolute(weight), factor * measure(weight) * radius + moved
             size, factors = absolute * radius, (1 + a.factor) ** 2 - 1
             if not np.isfinite(size).all():
                 return math.inf

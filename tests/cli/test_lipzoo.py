@@ -55,9 +55,9 @@ def test_a_recipe_trains(monkeypatch, capsys, tmp_path):
 
 MISTAKES = [
     (("trian",), "error: there is no tool 'trian'; choose from train, certify"),
-    (("train",), "error: lipzoo train takes a recipe: cifar_mlp, digits_mlp"),
+    (("train",), "error: lipzoo train takes a recipe: cifar_convnet, cifar_mlp"),
     (("train", "--steps"), "error: lipzoo train takes a recipe"),
-    (("train", "mnist"), "error: there is no recipe 'mnist'; choose from cifar_mlp"),
+    (("train", "mnist"), "error: there is no recipe 'mnist'; choose from cifar_convnet"),
     (("certify", "/nowhere"), "error: /nowhere is not a directory"),
 ]
 
