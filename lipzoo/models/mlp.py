@@ -16,6 +16,7 @@ from lipzoo.layers.base import AbstractModule
 from lipzoo.layers.compose import ConvexResidual, Sequential
 from lipzoo.layers.init import check_cap, fresh
 from lipzoo.layers.linear import Flatten, Linear, Scale
+from lipzoo.layers.reparametrized import ACTIVE, REPARAMETRIZED
 from lipzoo.layers.sorting import GroupSort
 from lipzoo.models.config import AbstractModelConfig
 from lipzoo.theory.bound import Bound
@@ -23,7 +24,7 @@ from lipzoo.theory.ellipsoid import Ellipsoid
 from lipzoo.theory.geometry import COLUMN
 from lipzoo.theory.space import Space
 from lipzoo.theory.steering import Steering
-from lipzoo.theory.weight import Measure, Weight, check_names
+from lipzoo.theory.weight import Measure, Weight, check_names, map_weights
 
 Activation = Literal["relu", "gelu", "tanh", "maxmin", "groupsort", "identity"]
 ACTIVATIONS: Mapping[Activation, Callable[[], AbstractModule]] = {
@@ -34,6 +35,15 @@ ACTIVATIONS: Mapping[Activation, Callable[[], AbstractModule]] = {
     "groupsort": lambda: GroupSort(group=8),
     "identity": Identity,
 }
+Layer = Literal["plain", "aol", "bjorck", "cayley", "cpl", "sll", "sandwich"]
+RESIDUAL: tuple[Layer, ...] = ("cpl", "sll")
+ENDS: Mapping[Layer, tuple[Layer, Layer]] = {
+    **dict.fromkeys(RESIDUAL, ("aol", "aol")),
+    "sandwich": ("sandwich", "cayley"),
+}
+"""The first and the last matrix, where they are of another kind than those between."""
+SLOPES = ("relu", "tanh")
+"""Activations with slopes in [0, 1]."""
 DEEPEST = 1024
 
 
@@ -51,6 +61,9 @@ class MLP(AbstractModule):
     - `residual`: α of a convex residual around each width → width layer; 0 for none.
     - `final_scale`: the factor on the logits.
     - `zero_init`: whether the last matrix starts at zero; all others start semi-orthogonal with norm min(1, cap).
+    - `layer`: whether matrices are `plain`, or computed so that every layer is 1-Lipschitz by itself
+      (`lipzoo.layers.reparametrized`); those start orthogonal, and no cap acts on them. `cpl` and `sll` are residual,
+      between a first `aol`, without an activation, and a last one; `sandwich` stands before a last `cayley`.
     - `cap`: the norm cap of every weight (default: free); `lipzoo.theory.weight.set_caps` changes it one by one.
 
     Weights are named layers.0, layers.1, … and head, their biases layers.0.bias, ….
@@ -78,13 +91,14 @@ class MLP(AbstractModule):
         residual: float = 0.0,
         final_scale: float = 1.0,
         zero_init: bool = True,
+        layer: Layer = "plain",
         cap: float = math.inf,
         key: PRNGKeyArray,
     ):
         if min(in_size, width, out_size, depth) < 1:
             sizes = f"{in_size}, {width}, {out_size}, depth={depth}"
             raise ValueError(f"an MLP needs sizes and a depth of at least 1, but was given {sizes}")
-        config = MLPConfig(depth, width, activation, bias, residual, final_scale, zero_init)
+        config = MLPConfig(depth, width, activation, bias, residual, final_scale, zero_init, layer)
         if refusal := field_refusal(config) or config.conflict():
             raise ValueError(f"there is no such MLP: {refusal}")
         check_cap(cap)
@@ -94,17 +108,17 @@ class MLP(AbstractModule):
         for index, layer_key in enumerate(jax.random.split(key, depth)):
             last = index == depth - 1
             on_branch = 0 < index < depth - 1 and residual > 0
-            linear = _linear(
-                layer_key,
-                sizes[index + 1],
-                sizes[index],
+            block = _block(
+                _kind(layer, index, depth),
+                activation if not last and (index or layer not in RESIDUAL) else None,
+                (sizes[index + 1], sizes[index]),
                 name="head" if last else f"layers.{index}",
                 share=share / residual if on_branch else share,
                 bias=bias,
                 zero=zero_init and last,
                 cap=cap,
+                key=layer_key,
             )
-            block = linear if last else Sequential([linear, ACTIVATIONS[activation]()])
             layers.append(ConvexResidual(block, residual) if on_branch else block)
         if final_scale != 1:
             layers.append(Scale(final_scale))
@@ -124,6 +138,40 @@ class MLP(AbstractModule):
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         return self.body.spread(incoming, reach, steering)
+
+
+def _kind(layer: Layer, index: int, depth: int) -> Layer:
+    """Of the matrix at a place."""
+    first, last = ENDS.get(layer, (layer, layer))
+    return last if index == depth - 1 else layer if index else first
+
+
+def _block(
+    kind: Layer,
+    activation: Activation | None,
+    sizes: tuple[int, int],
+    *,
+    name: str,
+    share: float,
+    bias: bool,
+    zero: bool,
+    cap: float,
+    key: PRNGKeyArray,
+) -> AbstractModule:
+    """A matrix, of sizes (out, in), and an activation after it or inside, unless there is none."""
+    inside = {} if activation is None else {"activation": ACTIVATIONS[activation]()}
+    if kind == "plain":
+        linear: AbstractModule = _linear(key, *sizes, name=name, share=share, bias=bias, zero=zero, cap=cap)
+    elif kind in ACTIVE:
+        return _capped(REPARAMETRIZED[kind](*sizes, name=name, share=share, key=key, bias=bias, **inside), cap)
+    else:
+        linear = _capped(REPARAMETRIZED[kind](*sizes, name=name, share=share, key=key, bias=bias), cap)
+    return Sequential([linear, *inside.values()]) if inside else linear
+
+
+def _capped(module: AbstractModule, cap: float) -> AbstractModule:
+    """With the cap on what has one, a bias."""
+    return map_weights(lambda w: dataclasses.replace(w, cap=cap) if w.geometry.bounded else w, module)
 
 
 def _linear(
@@ -154,12 +202,26 @@ class MLPConfig(AbstractModelConfig):
     """Fixed factor on the logits; counts in the bound."""
     zero_init: bool = True
     """Start the last matrix at zero."""
+    layer: Layer = "plain"
+    """plain: matrices are what is trained, and held by --constraint; others are computed in every forward pass so that
+    the network is 1-Lipschitz by itself (times --final-scale): cpl and sll residual, between a first and a last aol;
+    sandwich before a last cayley."""
 
     def conflict(self) -> str | None:
         """Which settings do not go together, or None."""
         group = {"maxmin": 2, "groupsort": 8}.get(self.activation, 1)
         if self.depth > 1 and self.width % group:
             return f"--activation {self.activation} needs a --width divisible by {group}, got {self.width}"
+        return self._layer_conflict()
+
+    def _layer_conflict(self) -> str | None:
+        who, least = f"--layer {self.layer}", {**dict.fromkeys(RESIDUAL, 3), "sandwich": 2}.get(self.layer, 1)
+        if self.depth < least:
+            return f"{who} needs a --depth of at least {least}, since a layer beside it is of another kind"
+        if self.residual and self.layer in RESIDUAL:
+            return f"{who} is residual by itself: leave out --residual"
+        if self.layer in ACTIVE and self.activation not in SLOPES:
+            return f"{who} needs --activation relu or tanh, with slopes in [0, 1]: with {self.activation} it can expand"
         return None
 
     def parameters(self, in_size: int, out_size: int) -> int:
