@@ -44,7 +44,7 @@ def _plain(recipe: Recipe) -> bool:
 
 def _holds(recipe: Recipe) -> bool:
     """Whether there is anything that a constraint can hold: of layers that are 1-Lipschitz by themselves, biases."""
-    return _plain(recipe) or recipe.model.bias
+    return not isinstance(recipe.model, MLPConfig) or recipe.model.layer == "plain" or recipe.model.bias
 
 
 def _embeds(recipe: Recipe) -> bool:

@@ -39,7 +39,7 @@ class AlmostOrthogonal(Raw):
             factors = np.where(some, 1 / np.sqrt(sums), 0.0) * (1 + 8 * UNIT)
         if not np.isfinite(factors).all():  # No float32 lies so far below another.
             return np.full(x.shape[:-2], np.inf)
-        return spectral_norm(factors[..., None] * x) * (1 + 4 * UNIT * x.shape[-2] ** 0.5)
+        return np.asarray(spectral_norm(factors[..., None] * x) * (1 + 4 * UNIT * x.shape[-2] ** 0.5))
 
 
 def least_row_sums(x: Float[np.ndarray, "*batch s l"]) -> Float[np.ndarray, "*batch s"]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lipzoo.layers.activation import AbstractElementwise, ReLU, Tanh
+from lipzoo.layers.activation import ReLU, Tanh
 from lipzoo.layers.base import AbstractModule, check_axes, check_column, check_weight
 from lipzoo.layers.init import semi_orthogonal
 from lipzoo.layers.product import product
@@ -74,7 +74,7 @@ class Potential(AbstractModule):
 
     weight: Weight
     bias: Weight | None = None
-    activation: AbstractElementwise = RELU
+    activation: AbstractModule = RELU
 
     def __check_init__(self) -> None:
         check_raw(self.weight, "Potential")

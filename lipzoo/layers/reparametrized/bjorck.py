@@ -40,7 +40,7 @@ class Bjorck(Raw):
         value = np.minimum(ratio, 1.0)
         for _ in range(ROUNDS):
             value = np.minimum(value * (3 - value * value) / 2 * (1 + 2.0**-49), 1.0)
-        return np.where(ratio < 1.7, value, np.inf)
+        return np.asarray(np.where(ratio < 1.7, value, np.inf))
 
 
 def _polynomial(gram: Float[Array, "*batch s s"]) -> Float[Array, "*batch s s"]:

@@ -39,7 +39,7 @@ class Orthogonal(Raw):
         with np.errstate(all="ignore"), contextlib.suppress(np.linalg.LinAlgError):
             q, off = _with_error(x)
             if np.isfinite(off).all():
-                return spectral_norm(q) + off
+                return np.asarray(spectral_norm(q) + off)
         return np.full(x.shape[:-2], np.inf)  # So large that I is lost beside A, or beyond float64.
 
 
@@ -55,7 +55,8 @@ def _with_error(
     q = np.linalg.solve((eye + a).mT, right.mT).mT
     rest = abs(q @ (eye + a) - right) + terms * (abs(q) @ (eye + abs(a)) + abs(right)) + abs(q) @ error
     rest[..., :size, :] += error
-    return q, np.sqrt((rest**2).sum((-2, -1))) * (1 + 4 * math.prod(x.shape[-2:]) * UNIT) + 2.0**-900
+    off = np.sqrt((rest**2).sum((-2, -1))) * (1 + 4 * math.prod(x.shape[-2:]) * UNIT) + 2.0**-900
+    return q, np.asarray(off)
 
 
 def _is_tall(array: Array | np.ndarray) -> bool:

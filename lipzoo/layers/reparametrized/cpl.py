@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lipzoo.layers.activation import AbstractElementwise
+from lipzoo.layers.base import AbstractModule
 from lipzoo.layers.reparametrized.base import RELU, Potential, check_square, column, exact_in_unit, in_unit, raw
 from lipzoo.theory.geometry import Raw
 from lipzoo.theory.norms import repeat, spectral_norm
@@ -35,7 +35,7 @@ class Normalized(Raw):
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = np.maximum(sigma[..., 1:] - off, 0.0) / largest[..., None]
         total = 1 + (ratios**ORDER).sum(-1) * (1 - 2.0**-40)
-        return np.where(largest > 0, total ** (-1 / ORDER) * (1 + 2.0**-48), 0.0)
+        return np.asarray(np.where(largest > 0, total ** (-1 / ORDER) * (1 + 2.0**-48), 0.0))
 
 
 def _square(x: Float[Array, "*batch s l"]) -> Float[Array, "*batch"]:
@@ -70,7 +70,7 @@ def cpl(
     share: float,
     key: PRNGKeyArray,
     bias: bool = False,
-    activation: AbstractElementwise = RELU,
+    activation: AbstractModule = RELU,
 ) -> Potential:
     """x ↦ x - 2Qᵀφ(Qx + b), Q of norm at most 1, a multiple of an orthogonal matrix at first.
 

@@ -6,7 +6,6 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lipzoo.layers.activation import AbstractElementwise
 from lipzoo.layers.base import AbstractModule, check_axes
 from lipzoo.layers.product import product
 from lipzoo.layers.reparametrized.base import (
@@ -47,7 +46,7 @@ class Sandwich(AbstractModule):
 
     weight: Weight
     bias: Weight | None = None
-    activation: AbstractElementwise = RELU
+    activation: AbstractModule = RELU
 
     def __check_init__(self) -> None:
         check_raw(self.weight, "Sandwich")
@@ -91,7 +90,7 @@ def sandwich(
     share: float,
     key: PRNGKeyArray,
     bias: bool = False,
-    activation: AbstractElementwise = RELU,
+    activation: AbstractModule = RELU,
 ) -> Sandwich:
     """A sandwich whose outer matrix is I at first, and whose inner one is semi-orthogonal, or random beside it.
 

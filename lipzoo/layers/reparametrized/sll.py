@@ -2,7 +2,7 @@
 
 from jaxtyping import PRNGKeyArray
 
-from lipzoo.layers.activation import AbstractElementwise
+from lipzoo.layers.base import AbstractModule
 from lipzoo.layers.reparametrized.aol import AOL
 from lipzoo.layers.reparametrized.base import RELU, Potential, check_square, column, raw
 
@@ -15,7 +15,7 @@ def sll(
     share: float,
     key: PRNGKeyArray,
     bias: bool = False,
-    activation: AbstractElementwise = RELU,
+    activation: AbstractModule = RELU,
 ) -> Potential:
     """x ↦ x - 2Qᵀφ(Qx + b) with an almost orthogonal Q, orthogonal at first.
 
