@@ -141,6 +141,13 @@ class Raw(Geometry, abc.ABC):
     def unit_norm(self, array: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
         """σ₁ of `unit` in exact arithmetic, in float64 and rounded up. Raises ValueError for NaN and infinities."""
 
+    def exact_unit(self, array: Float[np.ndarray, "out in"]) -> tuple[Float[np.ndarray, "out in"], float] | None:
+        """`unit` in exact arithmetic, in float64, and by how much that is off in σ₁ at most; None where nobody knows.
+
+        **Raises:** ValueError for NaN and infinities.
+        """
+        return None
+
     def effective(self, array: Float[Array, "*batch out in"]) -> Float[Array, "*batch out in"]:
         """The matrix that is computed with."""
         return BELOW * self.unit(array)

@@ -2,7 +2,9 @@
 differentiation in float64 and attacks, whatever the raw numbers are."""
 
 import dataclasses
+import decimal
 import math
+from decimal import Decimal
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,15 @@ import numpy as np
 import pytest
 
 from lipzoo.certify.certificate import Certificate
+from lipzoo.certify.tighten import tightest
 from lipzoo.constraints.seal import seal
 from lipzoo.devices.mesh import batched, make_mesh
 from lipzoo.layers.activation import GELU, ReLU, Tanh
+from lipzoo.layers.compose import Sequential
 from lipzoo.layers.linear import Linear
 from lipzoo.layers.reparametrized import ACTIVE, REPARAMETRIZED
 from lipzoo.layers.reparametrized.aol import AOL
-from lipzoo.layers.reparametrized.base import Potential, UnitLinear
+from lipzoo.layers.reparametrized.base import Potential, UnitLinear, matrix
 from lipzoo.layers.reparametrized.bjorck import BJORCK
 from lipzoo.layers.reparametrized.cayley import CAYLEY
 from lipzoo.layers.reparametrized.cpl import CPL
@@ -25,6 +29,7 @@ from lipzoo.models import MLP, MLPConfig
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.testing import check_bound
 from lipzoo.theory.bound import Bound
+from lipzoo.theory.ellipsoid import Around, Ellipsoid
 from lipzoo.theory.geometry import BELOW
 from lipzoo.theory.space import SpaceError, Tokens, Vector
 from lipzoo.theory.weight import Weight, cap_norm, exact_norm, filled, gram_norm, set_caps, weights
@@ -145,6 +150,71 @@ def test_matrices_and_their_norms_are_those_of_the_formulas(geometry, shape, get
     assert norm * (1 - 1e-6) <= gram_norm(weight) <= norm * 1.01
 
 
+def precise_aol(x):
+    return x / np.array([total.sqrt() if total else 1 for total in abs(x @ x.T).sum(1)])[:, None]
+
+
+def precise_bjorck(x):
+    x = x / abs(x @ x.T).sum(1).max().sqrt()
+    for _ in range(12):
+        x = (3 * x - x @ x.T @ x) / 2
+    return x
+
+
+def precise_cayley(x):
+    """By elimination; I + A has a positive definite symmetric part, so no pivot vanishes."""
+    size, u, v = len(x), x.T[: len(x)], x.T[len(x) :]
+    a, eye = u - u.T, np.vectorize(Decimal)(np.eye(size))
+    a = a + v.T @ v if len(v) else a
+    rows = np.concatenate([(eye + a).T, np.concatenate([eye - a, -2 * v]).T], axis=1)
+    for k in range(size):
+        rows[k] = rows[k] / rows[k, k]
+        for other in set(range(size)) - {k}:
+            rows[other] = rows[other] - rows[other, k] * rows[k]
+    return rows[:, size:]
+
+
+PRECISE = {"aol": precise_aol, "bjorck": precise_bjorck, "cayley": precise_cayley}
+
+
+@pytest.mark.parametrize("kind", ["aol", "bjorck", "cayley"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_matrices_in_float64_are_off_by_no_more_than_they_say(kind, shape):
+    """Against sums of 40 digits, where raw numbers are such that float64 loses some."""
+    for name in ("gaussian", "tiny", "badly conditioned", "one small row", "rank one"):
+        weight = module(kind, *shape, RAW[name]).weight
+        array = np.asarray(weight.array)
+        found = weight.geometry.exact_unit(array)
+        assert found is not None
+        wide = array if shape[0] <= shape[1] else array.T
+        with decimal.localcontext(prec=50):
+            expected = PRECISE[kind](np.vectorize(Decimal)(wide.astype(np.float64))).astype(np.float64)
+        expected = expected if shape[0] <= shape[1] else expected.T
+        distance = np.linalg.svd(found[0] - expected, compute_uv=False)[0]
+        assert distance <= found[1] * 1.01 + 1e-15, name
+        assert found[1] < 1e-6 or name in ("badly conditioned", "one small row"), name
+        norm = BELOW * np.linalg.svd(expected, compute_uv=False)[0]
+        assert norm <= exact_norm(weight) * (1 + 1e-15), name
+
+
+@pytest.mark.parametrize("kind", ["aol", "bjorck", "cayley"])
+def test_ellipsoids_hold_the_matrices_and_not_balls_alone(kind):
+    """Their constants are those of the product of both matrices, by an SVD, and of its rows."""
+    first, second = module(kind, 7, 9), module(kind, 4, 7, seed=3)
+    second = dataclasses.replace(second, weight=dataclasses.replace(second.weight, name="v"), bias=None)
+    model = jax.tree.map(np.asarray, Sequential([first, second]))
+    product = math.sqrt(4 / 9) * np.asarray(matrix(second.weight), np.float64) @ np.asarray(matrix(first.weight))
+    ellipsoid, steering = tightest(model, Bound.start(Vector((9,))), exact_norm, steps=0)[0]
+    sigma = np.linalg.svd(product, compute_uv=False)[0]
+    assert sigma * (1 - 1e-6) <= ellipsoid.lipschitz <= sigma * (1 + 1e-4)
+    rows = np.linalg.norm(product[:, None] - product[None], axis=-1)
+    np.testing.assert_allclose(ellipsoid.pairs(), rows, rtol=1e-4)
+    x = np.random.default_rng(0).normal(size=9)
+    local = model.spread(Ellipsoid(None, 9, Around(x, 0.1)), Bound.start(Vector((9,)), 9.0), steering.fresh())
+    np.testing.assert_allclose(local.around.center, model(jnp.asarray(x, jnp.float32)), atol=1e-5)
+    assert 0 < local.around.blur < 1e-6
+
+
 @pytest.mark.parametrize("geometry", ORACLES, ids=lambda geometry: type(geometry).__name__)
 def test_zero_has_a_finite_gradient_and_what_is_no_number_no_norm(geometry):
     gradient = jax.grad(lambda x: geometry.effective(x).sum())(jnp.zeros((3, 4)))
@@ -232,6 +302,10 @@ def test_what_is_above_one_is_told():
 
         def unit_norm(self, array):
             return 2 * super().unit_norm(array)
+
+        def exact_unit(self, array):
+            q, off = super().exact_unit(array)
+            return 2 * q, 2 * off
 
     weight = Weight(jnp.eye(4), "w", Doubled())
     certificate = Certificate.of(UnitLinear(weight))

@@ -34,25 +34,36 @@ class AlmostOrthogonal(Raw):
         Rounding D'X adds at most 2u√s of its norm.
         """
         x = exact_in_unit(array)
-        sums, some = least_row_sums(x), x.any(-1)
+        sums, some = row_sums(x)[0], x.any(-1)
         with np.errstate(divide="ignore"):
             factors = np.where(some, 1 / np.sqrt(sums), 0.0) * (1 + 8 * UNIT)
         if not np.isfinite(factors).all():  # No float32 lies so far below another.
             return np.full(x.shape[:-2], np.inf)
         return np.asarray(spectral_norm(factors[..., None] * x) * (1 + 4 * UNIT * x.shape[-2] ** 0.5))
 
+    def exact_unit(self, array: Float[np.ndarray, "out in"]) -> tuple[Float[np.ndarray, "out in"], float] | None:
+        """D'X of `unit_norm`, off by ‖(D' - D)X‖_F, where D is at least that by sums that are not below those meant."""
+        x = exact_in_unit(array)
+        low, high = (np.where(x.any(-1), sums, 1.0) for sums in row_sums(x))
+        if not (low > 0).all():
+            return None
+        q = x / np.sqrt(low)[:, None]
+        # Of an entry of D'X: 1 - √(low/high) ≤ (high - low)/low, and roundings of root, quotient and BELOW.
+        off = np.linalg.norm(q * ((high - low) / low + 16 * UNIT)[:, None]) * (1 + 2.0**-20)
+        return (q if array.shape[-2] <= array.shape[-1] else q.mT), float(off)
 
-def least_row_sums(x: Float[np.ndarray, "*batch s l"]) -> Float[np.ndarray, "*batch s"]:
-    """At most Σⱼ|XXᵀ|ᵢⱼ, and at least about ‖xᵢ‖², where the largest entry lies in [1, 2).
+
+def row_sums(x: Float[np.ndarray, "*batch s l"]) -> tuple[Float[np.ndarray, "*batch s"], Float[np.ndarray, "*batch s"]]:
+    """Between what Σⱼ|XXᵀ|ᵢⱼ lies, the lower end at least about ‖xᵢ‖², where the largest entry lies in [1, 2).
 
     A computed entry is off by at most γ(|X||X|ᵀ)ᵢⱼ, the sum by γ of itself. The diagonal has terms of one sign.
     """
     size, terms = abs(x), gamma(sum(x.shape[-2:]) + 8, UNIT)
     gram = x @ x.mT
-    error = terms * (size @ size.sum(-2)[..., None])[..., 0]
-    sums = abs(gram).sum(-1) * (1 - terms) - 1.01 * error - 2.0**-1000
+    sums, error = abs(gram).sum(-1), 1.01 * terms * (size @ size.sum(-2)[..., None])[..., 0] + 2.0**-1000
     squares = np.einsum("...ij,...ij->...i", x, x) * (1 - terms)
-    return np.maximum(sums, np.where(squares > 2.0**-900, squares, 0.0))
+    low = np.maximum(sums * (1 - terms) - error, np.where(squares > 2.0**-900, squares, 0.0))
+    return low, sums * (1 + terms) + error
 
 
 AOL = AlmostOrthogonal()

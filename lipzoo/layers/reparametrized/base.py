@@ -15,6 +15,7 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -25,10 +26,12 @@ from lipzoo.layers.init import semi_orthogonal
 from lipzoo.layers.product import product
 from lipzoo.theory import norms
 from lipzoo.theory.bound import Bound
-from lipzoo.theory.geometry import COLUMN, Raw
+from lipzoo.theory.ellipsoid import Around, Ellipsoid
+from lipzoo.theory.geometry import BELOW, COLUMN, Raw
 from lipzoo.theory.numbers import Scalar, namespace
 from lipzoo.theory.products import at_least_float32
 from lipzoo.theory.space import Space, SpaceError, Vector
+from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure, Weight
 
 RELU = ReLU()
@@ -60,6 +63,28 @@ class UnitLinear(AbstractModule):
         space = image_space(incoming, self.weight.name, in_size, out_size)
         image = incoming.scale(norm(self.weight, measure)).to(space)
         return image if self.bias is None else image.shift(bias_norm(self.bias, out_size, measure))
+
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """WSWᵀ, W = √(out/in)·Q, and the ball of what W can be off by beside it: by what Q is, and by two roundings."""
+        array, (out_size, in_size) = steering.array(self.weight), self.weight.array.shape
+        factor = math.sqrt(out_size / in_size)
+        norm_ = float(norm(self.weight, steering.measure)) * factor * (1 + 2.0**-40)
+        if in_size != incoming.size:  # Of pixels.
+            return super().spread(incoming, reach, steering)
+        if isinstance(array, jax.Array):
+            return incoming.through(factor * matrix(self.weight.with_array(array)), norm_)
+        found = self.weight.geometry.exact_unit(array)  # pyright: ignore[reportAttributeAccessIssue]
+        if found is None:
+            return super().spread(incoming, reach, steering)
+        w = factor * BELOW * found[0]
+        off = (factor * found[1] + 2.0**-51 * float(np.linalg.norm(w))) * (1 + 2.0**-20)
+        bias = None if self.bias is None or incoming.around is None else np.asarray(steering.array(self.bias))[:, 0]
+        around = incoming.around
+        if around is not None:
+            moved = off * (float(np.linalg.norm(around.center)) * (1 + 2.0**-20) + around.blur)
+            around = Around(np.zeros(out_size), around.reach, moved)
+        rest = incoming.stretched(off, out_size, around)
+        return incoming.through(w, norm_ + off, bias).plus(rest, (1.0, 1.0))
 
 
 class Potential(AbstractModule):
@@ -113,7 +138,7 @@ def bias_norm(bias: Weight, size: int, measure: Measure) -> Scalar:
 
 def matrix(weight: Weight) -> Float[Array, "out in"]:
     """Q, in float32 at least."""
-    return weight.geometry.effective(weight.array)  # pyright: ignore[reportAttributeAccessIssue]
+    return weight.geometry.effective(jnp.asarray(weight.array))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def plus(y: Float[Array, "*pixels out"], bias: Weight | None) -> Float[Array, "*pixels out"]:

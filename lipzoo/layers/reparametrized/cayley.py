@@ -42,6 +42,14 @@ class Orthogonal(Raw):
                 return np.asarray(spectral_norm(q) + off)
         return np.full(x.shape[:-2], np.inf)  # So large that I is lost beside A, or beyond float64.
 
+    def exact_unit(self, array: Float[np.ndarray, "out in"]) -> tuple[Float[np.ndarray, "out in"], float] | None:
+        x = finite(array)
+        with np.errstate(all="ignore"), contextlib.suppress(np.linalg.LinAlgError):
+            q, off = _with_error(x if _is_tall(array) else x.mT)
+            if np.isfinite(off):
+                return (q if _is_tall(array) else q.mT), float(off)
+        return None
+
 
 def _with_error(
     x: Float[np.ndarray, "*batch l s"],
