@@ -109,8 +109,8 @@ class Certificate:
 
         places = table_rows(model.matrices(), exact.measured)
         rows = tuple(
-            Row(w.name, tuple(w.array.shape), w.cap, float(np.max(exact(w))), functools.partial(share, w.name))
-            for w in places
+            Row(w.name, tuple(w.array.shape), cap, float(np.max(exact(w))), functools.partial(share, w.name))
+            for w, cap in ((w, known.get(place_of(w), w).cap) for w in places)  # That by which the bound was made.
         )
         published = published_bound(model, start, layerwise, exact, window)
         if arithmetic is not None and not window and not isinstance(start.space, Vector):

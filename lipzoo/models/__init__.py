@@ -34,7 +34,7 @@ from lipzoo.models.convnet_config import ConvNetConfig as ConvNetConfig
 from lipzoo.models.gpt import GPT as GPT
 from lipzoo.models.gpt_config import GPTConfig as GPTConfig
 from lipzoo.models.mlp import MLP as MLP
-from lipzoo.models.mlp import MLPConfig as MLPConfig
+from lipzoo.models.mlp_config import MLPConfig as MLPConfig
 from lipzoo.models.shiftnet import ShiftNet as ShiftNet
 from lipzoo.models.shiftnet import ShiftNetConfig as ShiftNetConfig
 from lipzoo.models.vit import ViT as ViT

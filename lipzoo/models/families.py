@@ -12,7 +12,8 @@ from lipzoo.models.convnet import build_convnet
 from lipzoo.models.convnet_config import ConvNetConfig
 from lipzoo.models.gpt import build_gpt
 from lipzoo.models.gpt_config import GPTConfig
-from lipzoo.models.mlp import MLPConfig, build_mlp
+from lipzoo.models.mlp import build_mlp
+from lipzoo.models.mlp_config import MLPConfig
 from lipzoo.models.shiftnet import ShiftNetConfig, build_shiftnet
 from lipzoo.models.vit import ViTConfig, build_vit
 

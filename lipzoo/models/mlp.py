@@ -3,14 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lipzoo.config.fields import field_refusal, options
-from lipzoo.config.ranges import Count, Fraction, NonNegative, Positive, Range
+from lipzoo.config.fields import field_refusal
 from lipzoo.data.config import Sizes
 from lipzoo.layers.activation import GELU, Identity, ReLU, Tanh
 from lipzoo.layers.base import AbstractModule
@@ -18,16 +16,16 @@ from lipzoo.layers.compose import ConvexResidual, Sequential
 from lipzoo.layers.init import check_cap, fresh
 from lipzoo.layers.linear import Flatten, Linear, Scale
 from lipzoo.layers.potential import PotentialResidual
+from lipzoo.layers.reparametrized import ACTIVE, REPARAMETRIZED
 from lipzoo.layers.sorting import GroupSort
-from lipzoo.models.config import AbstractModelConfig
+from lipzoo.models.mlp_config import RESIDUAL, Activation, Layer, MLPConfig
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Ellipsoid
 from lipzoo.theory.geometry import COLUMN
 from lipzoo.theory.space import Space
 from lipzoo.theory.steering import Steering
-from lipzoo.theory.weight import Measure, Weight, check_names
+from lipzoo.theory.weight import Measure, Weight, check_names, map_weights
 
-Activation = Literal["relu", "gelu", "tanh", "maxmin", "groupsort", "identity"]
 ACTIVATIONS: Mapping[Activation, Callable[[], AbstractModule]] = {
     "relu": ReLU,
     "gelu": GELU,
@@ -36,14 +34,13 @@ ACTIVATIONS: Mapping[Activation, Callable[[], AbstractModule]] = {
     "groupsort": lambda: GroupSort(group=8),
     "identity": Identity,
 }
-DEEPEST = 1024
 
 
 class MLP(AbstractModule):
     """Flatten → (Linear → activation)* → Linear → scale.
 
     Every matrix has mass 1 in the modular norm, so of M matrices (biases included) each has the share 1/M, divided by
-    the constant factors after it: the final scale, and that of a residual branch (`MLPConfig.branch`).
+    the constant factors after it: the final scale, and α for a matrix on a residual branch.
 
     **Arguments:**
 
@@ -55,6 +52,9 @@ class MLP(AbstractModule):
       none.
     - `final_scale`: the factor on the logits.
     - `zero_init`: whether the last matrix starts at zero; all others start semi-orthogonal with norm min(1, cap).
+    - `layer`: whether matrices are `plain`, or computed so that every layer is 1-Lipschitz by itself
+      (`lipzoo.layers.reparametrized`); those start orthogonal, and no cap acts on them. `cpl` and `sll` are residual,
+      between a first `aol`, without an activation, and a last one; `sandwich` stands before a last `cayley`.
     - `cap`: the norm cap of every weight (default: free); `lipzoo.theory.weight.set_caps` changes it one by one.
 
     Weights are named layers.0, layers.1, … and head, their biases layers.0.bias, ….
@@ -83,13 +83,14 @@ class MLP(AbstractModule):
         final_scale: float = 1.0,
         zero_init: bool = True,
         potential: float = 0.0,
+        layer: Layer = "plain",
         cap: float = math.inf,
         key: PRNGKeyArray,
     ):
         if min(in_size, width, out_size, depth) < 1:
             sizes = f"{in_size}, {width}, {out_size}, depth={depth}"
             raise ValueError(f"an MLP needs sizes and a depth of at least 1, but was given {sizes}")
-        config = MLPConfig(depth, width, activation, bias, residual, final_scale, zero_init, potential)
+        config = MLPConfig(depth, width, activation, bias, residual, final_scale, zero_init, potential, layer)
         if refusal := field_refusal(config) or config.conflict():
             raise ValueError(f"there is no such MLP: {refusal}")
         check_cap(cap)
@@ -98,18 +99,18 @@ class MLP(AbstractModule):
         layers: list[AbstractModule] = [Flatten()]
         for index, layer_key in enumerate(jax.random.split(key, depth)):
             last = index == depth - 1
-            branch = config.branch if 0 < index < depth - 1 else 1.0
-            linear = _linear(
-                layer_key,
-                sizes[index + 1],
-                sizes[index],
+            inner = 0 < index < depth - 1
+            block = _block(
+                config,
+                index,
+                (sizes[index + 1], sizes[index]),
                 name="head" if last else f"layers.{index}",
-                share=share / branch,
-                bias=bias,
+                share=share / (config.branch if inner else 1.0),
                 zero=zero_init and last,
                 cap=cap,
+                key=layer_key,
             )
-            layers.append(linear if last else _layer(linear, config, inner=index > 0))
+            layers.append(ConvexResidual(block, residual) if inner and residual else block)
         if final_scale != 1:
             layers.append(Scale(final_scale))
         self.body = Sequential(layers)
@@ -130,13 +131,36 @@ class MLP(AbstractModule):
         return self.body.spread(incoming, reach, steering)
 
 
-def _layer(linear: Linear, config: "MLPConfig", *, inner: bool) -> AbstractModule:
-    """A matrix and what is around it: an activation, and inside the network a residual."""
-    activation = ACTIVATIONS[config.activation]()
-    if inner and config.potential:
+def _block(
+    config: MLPConfig,
+    index: int,
+    sizes: tuple[int, int],
+    *,
+    name: str,
+    share: float,
+    zero: bool,
+    cap: float,
+    key: PRNGKeyArray,
+) -> AbstractModule:
+    """The matrix at a place, of sizes (out, in), and an activation after it or inside, unless there is none."""
+    kind, last = config.kind_of(index), index == config.depth - 1
+    bare = last or (index == 0 and config.layer in RESIDUAL)
+    activation = None if bare else ACTIVATIONS[config.activation]()
+    if kind in ACTIVE and activation is not None:
+        made = REPARAMETRIZED[kind](*sizes, name=name, share=share, key=key, bias=config.bias, activation=activation)
+        return _capped(made, cap)
+    if kind != "plain":
+        linear = _capped(REPARAMETRIZED[kind](*sizes, name=name, share=share, key=key, bias=config.bias), cap)
+        return linear if activation is None else Sequential([linear, activation])
+    linear = _linear(key, *sizes, name=name, share=share, bias=config.bias, zero=zero, cap=cap)
+    if activation is not None and index and config.potential:
         return PotentialResidual(linear, activation, 2 / config.potential**2)
-    block = Sequential([linear, activation])
-    return ConvexResidual(block, config.residual) if inner and config.residual else block
+    return linear if activation is None else Sequential([linear, activation])
+
+
+def _capped(module: AbstractModule, cap: float) -> AbstractModule:
+    """With the cap on what has one, a bias."""
+    return map_weights(lambda w: dataclasses.replace(w, cap=cap) if w.geometry.bounded else w, module)
 
 
 def _linear(
@@ -146,53 +170,6 @@ def _linear(
     matrix = fresh(key, (out_size, in_size), name=name, place=place, cap=cap, share=share, init=init)
     column = Weight(jnp.zeros((out_size, 1), jnp.float32), f"{name}.bias", COLUMN, cap, share) if bias else None
     return Linear(matrix, column)
-
-
-@options
-@dataclasses.dataclass(frozen=True)
-class MLPConfig(AbstractModelConfig):
-    """The part of a recipe that describes an MLP."""
-
-    depth: Annotated[int, Range(1, DEEPEST, why="since every layer is compiled by itself")] = 3
-    """Matrices from the pixels to the logits."""
-    width: Count = 256
-    """Features of every hidden layer."""
-    activation: Activation = "relu"
-    """Nonlinearity; each is 1-Lipschitz (gelu is divided by 1.129)."""
-    bias: bool = False
-    """Add a bias to every layer."""
-    residual: Fraction = 0.0
-    """α of a convex residual (1-α)x + αf(x) around each hidden width × width layer; 0 for none."""
-    final_scale: Positive = 1.0
-    """Fixed factor on the logits; counts in the bound."""
-    zero_init: bool = True
-    """Start the last matrix at zero."""
-    potential: NonNegative = 0.0
-    """c > 0 makes each hidden width × width layer x - (2/c²)Wᵀφ(Wx + b), which does not shrink what comes in, and is
-    1-Lipschitz for matrices of norm up to c, as --sigma-max says; 0 for none."""
-
-    @property
-    def branch(self) -> float:
-        """By how much, at most, a change of a hidden matrix by its norm is multiplied where there is a residual: α, or
-        2hc = 4/c."""
-        return 4 / self.potential if self.potential else self.residual or 1.0
-
-    def conflict(self) -> str | None:
-        """Which settings do not go together, or None."""
-        if self.potential and self.activation not in ("relu", "tanh"):
-            return f"--potential needs --activation relu or tanh, whose slopes lie in [0, 1], got {self.activation}"
-        if self.potential and self.residual:
-            return "--potential is a residual of its own: leave out --residual"
-        group = {"maxmin": 2, "groupsort": 8}.get(self.activation, 1)
-        if self.depth > 1 and self.width % group:
-            return f"--activation {self.activation} needs a --width divisible by {group}, got {self.width}"
-        return None
-
-    def parameters(self, sizes: Sizes) -> int:
-        """Without biases."""
-        hidden = max(self.depth - 2, 0) * self.width
-        inputs, classes, _ = sizes
-        return self.width * (inputs + classes + hidden) if self.depth > 1 else inputs * classes
 
 
 def build_mlp(config: MLPConfig, sizes: Sizes, *, key: PRNGKeyArray) -> MLP:

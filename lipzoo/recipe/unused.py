@@ -53,6 +53,15 @@ def _depth_above(depth: int) -> Condition:
     return lambda recipe: not isinstance(recipe.model, MLPConfig) or recipe.model.depth > depth
 
 
+def _plain(recipe: Recipe) -> bool:
+    return not isinstance(recipe.model, MLPConfig) or recipe.model.layer == "plain"
+
+
+def _holds(recipe: Recipe) -> bool:
+    """Whether there is anything that a constraint can hold: of layers that are 1-Lipschitz by themselves, biases."""
+    return not isinstance(recipe.model, MLPConfig) or recipe.model.layer == "plain" or recipe.model.bias
+
+
 def _embeds(recipe: Recipe) -> bool:
     return recipe.model.embeds
 
@@ -69,7 +78,12 @@ def _by_layers(recipe: Recipe) -> bool:
     return recipe.ebc.aggregate != "exact"
 
 
-_capped = _constrained("none", "spectral-weight-decay", "weight-decay")
+_caps = _constrained("none", "spectral-weight-decay", "weight-decay")
+OF_ITSELF = "on a --layer whose norm is at most 1 by itself"
+
+
+def _capped(recipe: Recipe) -> bool:
+    return _caps(recipe) and _holds(recipe)
 
 
 USED: Mapping[str, tuple[Condition, str]] = {
@@ -86,6 +100,9 @@ USED: Mapping[str, tuple[Condition, str]] = {
         lambda recipe: _embeds(recipe) and _capped(recipe),
         "on a model without an embedding, or without a cap on it",
     ),
+    "constraint": (_holds, OF_ITSELF),
+    "lipschitz": (_holds, OF_ITSELF),
+    "zero_init": (_plain, "on a --layer that starts orthogonal"),
     "sigma_max": (_capped, "where no --constraint has a cap that it sets"),
     "sigma_max_overrides": (_capped, "where no --constraint has a cap that it sets"),
     "project_dtype": (_constrained("none", "weight-decay"), "without a --constraint that computes"),

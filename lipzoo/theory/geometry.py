@@ -3,6 +3,7 @@
 Optimizers, constraints, measures and EBC ask a weight's geometry, so that a new kind of array is a class here.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -170,4 +171,57 @@ class Offsets(Geometry):
         return np.asarray(abs(difference).max(axis=(-2, -1)))
 
 
+class Raw(Geometry, abc.ABC):
+    """Numbers that a matrix is computed from whose norm is at most 1, whatever they are (`layers.reparametrized`).
+
+    That matrix is `BELOW` times `unit`, and norms are its σ₁: exact ones are measured, of the matrix that exact
+    arithmetic would give of the stored numbers. These are never constrained, and moved by optimizers as a matrix.
+    """
+
+    bounded = False
+
+    @abc.abstractmethod
+    def unit(self, array: Float[Array, "*batch out in"]) -> Float[Array, "*batch out in"]:
+        """A matrix Q with σ₁ ≤ 1, in float32 at least, that rounding may lift above that."""
+
+    @abc.abstractmethod
+    def unit_norm(self, array: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
+        """σ₁ of `unit` in exact arithmetic, in float64 and rounded up. Raises ValueError for NaN and infinities."""
+
+    def exact_unit(self, array: Float[np.ndarray, "out in"]) -> tuple[Float[np.ndarray, "out in"], float] | None:
+        """`unit` in exact arithmetic, in float64, and by how much that is off in σ₁ at most; None where nobody knows.
+
+        **Raises:** ValueError for NaN and infinities.
+        """
+        return None
+
+    def effective(self, array: Float[Array, "*batch out in"]) -> Float[Array, "*batch out in"]:
+        """The matrix that is computed with."""
+        return BELOW * self.unit(array)
+
+    def exact_norm(self, array: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
+        return np.asarray(BELOW * self.unit_norm(array) * (1 + 2.0**-50))
+
+    def gram_norm(self, array: Float[Array, "*batch out in"]) -> Float[Array, "*batch"]:
+        return norms.gram_norm(self.effective(array))
+
+    def distance(self, difference: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
+        """Of the stored numbers, as a matrix."""
+        return DENSE.distance(difference)
+
+    def absolute_norm(self, array: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
+        """Of the stored numbers, as a matrix."""
+        return DENSE.absolute_norm(array)
+
+    def hold(self, array: Float[Array, "*batch out in"], constrain: Map) -> Float[Array, "*batch out in"]:
+        """The same."""
+        return array
+
+    def cut(self, array: Float[np.ndarray, "*batch out in"], cap: float) -> Float[np.ndarray, "*batch out in"]:
+        """Raises ValueError."""
+        raise ValueError("a matrix that is computed to have a norm of at most 1 has no cap: leave its weight free")
+
+
+BELOW = 1 - 2.0**-20
+"""What matrices of norm 1 are multiplied by, so that what is measured of them, with its margin, is at most 1."""
 DENSE, COLUMN, ROWS, SEPARATE, ENTRIES, OFFSETS = Dense(), Column(), Rows(), Separate(), Entries(), Offsets()

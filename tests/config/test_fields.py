@@ -94,6 +94,9 @@ UNUSED = [
     (digits_mlp.RECIPE, ["--constraint", "none", "--sigma-max", "9"], "--sigma-max has no effect where no"),
     (digits_mlp.RECIPE, ["--spectral-wd", "0.5"], "--spectral-wd has no effect without --constraint spectral"),
     (digits_mlp.RECIPE, ["--optimizer", "adamw", "--polynomial", "polar-express"], "--polynomial has no effect"),
+    (digits_mlp.RECIPE, ["--layer", "aol", "--sigma-max", "9"], "--sigma-max has no effect where no --constraint"),
+    (digits_mlp.RECIPE, ["--layer", "aol", "--constraint", "svd-cap"], "--constraint has no effect on a --layer"),
+    (digits_mlp.RECIPE, ["--layer", "sll", "--no-zero-init"], "--zero-init has no effect on a --layer that starts"),
     (shakespeare_gpt.RECIPE, ["--epsilon", "0.1"], "--epsilon has no effect without normalization"),
     (digits_mlp.RECIPE, ["--cooldown", "0.2"], "--cooldown has no effect without --schedule trapezoid"),
     (digits_mlp.RECIPE, ["--cooldown-floor", "0"], "--cooldown-floor has no effect without --schedule trapezoid"),
@@ -113,6 +116,7 @@ def test_flags_that_do_nothing_are_refused(recipe, flags, message):
 def test_flags_that_do_something_are_not():
     parse(digits_mlp.RECIPE, ["--constraint-overrides", "head=spectral-weight-decay", "--spectral-wd", "0.5"])
     parse(digits_mlp.RECIPE, ["--constraint", "none", "--constraint-overrides", "head=svd-cap", "--sigma-max", "5"])
+    parse(digits_mlp.RECIPE, ["--layer", "aol", "--bias", "--constraint", "svd-cap", "--sigma-max", "5"])
     parse(shakespeare_gpt.RECIPE, ["--constraint", "none", "--sigma-max-overrides"])
     parse(shakespeare_gpt.RECIPE, ["--constraint", "none"])  # What the recipe itself says may be idle.
     parse(shakespeare_gpt.RECIPE, ["--schedule", "triangular", "--peak-at", "0.2"])
