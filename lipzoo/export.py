@@ -67,7 +67,7 @@ def export(
     """
     if out.suffix != SUFFIX:
         raise UserError(f"the file to write must end in {SUFFIX}, got {out}")
-    stored, loaded = load_stored(run, item="average" if average else "model")
+    stored, loaded = _read(run, average)
     certificate = to_json(certificate_of(loaded, tighten=tighten, dtype=dtype), loaded)
     notes = {
         "lipzoo": VERSION,
@@ -82,6 +82,15 @@ def export(
     }
     write(out, {name: np.asarray(array) for name, array in stored.arrays.items()}, notes)
     return notes
+
+
+def _read(run: Path, average: bool) -> tuple[Stored, Loaded]:
+    if not average:
+        return load_stored(run)
+    stored, _ = load_stored(run)
+    if not stored.recipe.training.ema:
+        raise UserError(f"{run} keeps no mean of its weights: train it with --ema, or leave --average out")
+    return load_stored(run, item="average")
 
 
 def _optional(name: str, value: Any) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _mlp(layer: eqx.nn.MLP, name: str) -> list[AbstractModule]:
 def _norm(layer: Any, name: str) -> list[AbstractModule]:
     kind = type(layer).__name__
     gain, bias = layer.weight if layer.use_weight else None, layer.bias if layer.use_bias else None
-    return [parts.normalization(kind, layer.shape or (), float(layer.eps), gain, bias, name)]
+    return [parts.normalization(kind, layer.shape, float(layer.eps), gain, bias, name)]
 
 
 def _dropout(layer: eqx.nn.Dropout, name: str) -> list[AbstractModule]:

@@ -41,21 +41,19 @@ def columns(found: list[dict[str, Any]]) -> dict[str, list[str]]:
     """A table: what was evaluated may be missing, as of models of text."""
     evaluations = [entry.get("evaluation") for entry in found]
     epsilons = sorted({epsilon for value in evaluations if value for epsilon in value["epsilons_l2"]})
-    table = {"model": [entry["name"] for entry in found], "clean": [_percent(e, "clean_accuracy") for e in evaluations]}
+    table = {"zoo:": [entry["name"].removeprefix(PREFIX) for entry in found]}
+    table |= {"clean": ["" if value is None else f"{value['clean_accuracy']:.2%}" for value in evaluations]}
     for epsilon in epsilons:
         table[fraction(epsilon)] = [_certified(value, epsilon) for value in evaluations]
     bounds = [entry["certificate"]["certified"]["log10_lipschitz"] for entry in found]
-    table["L (RMS → RMS)"] = ["∞" if bound is None else format_power(bound) for bound in bounds]
+    table["L"] = ["∞" if bound is None else format_power(bound) for bound in bounds]
     return table | {"kB": [f"{entry['bytes'] / 1000:,.0f}" for entry in found]}
 
 
-def _percent(evaluation: dict[str, Any] | None, key: str) -> str:
-    return "" if evaluation is None else f"{evaluation[key]:.2%}"
-
-
 def _certified(evaluation: dict[str, Any] | None, epsilon: float) -> str:
-    known = {} if evaluation is None else dict(zip(evaluation["epsilons_l2"], evaluation["certified_accuracy"]))  # noqa: B905
-    return f"{known[epsilon]:.2%}" if epsilon in known else ""
+    if evaluation is None or epsilon not in evaluation["epsilons_l2"]:
+        return ""
+    return f"{evaluation['certified_accuracy'][evaluation['epsilons_l2'].index(epsilon)]:.2%}"
 
 
 def _main() -> int:
@@ -64,7 +62,7 @@ def _main() -> int:
     if line.json:
         print(json.dumps(found, indent=2))
         return 0
-    make_console().print(terminal_table(columns(found), "The zoo: accuracy, clean and certified at ℓ₂ distances"))
+    make_console().print(terminal_table(columns(found), "Accuracy, clean and certified at ℓ₂ distances; L: RMS → RMS"))
     for entry in found:
         print(f"{entry['name']}: {entry.get('command', 'how it was trained is not noted')}")
     return 0
