@@ -14,7 +14,7 @@ from lipzoo.theory.weight import weights
 from lipzoo.train.load import Loaded
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import nn  # pyright: ignore[reportMissingImports]
 
 
 def to_torch(model: Any) -> "nn.Module":
@@ -30,7 +30,7 @@ def to_torch(model: Any) -> "nn.Module":
         known = ", ".join(kind.__name__ for kind in CONFIGS)
         raise TypeError(f"to_torch knows {known}, and no {type(model).__name__}")
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("to_torch needs PyTorch: pip install torch") from error
     from lipzoo.interop import torch_models
@@ -42,7 +42,9 @@ def to_torch(model: Any) -> "nn.Module":
 def _mlp(model: MLP) -> dict[str, Any]:
     """The options that an MLP was built by, from its parts."""
     _, *layers = model.body.layers
-    factor = layers.pop().factor if isinstance(layers[-1], Scale) else 1.0
+    factor = 1.0
+    if isinstance(layers[-1], Scale):
+        factor, layers = layers[-1].factor, layers[:-1]
     residuals = [layer for layer in layers if isinstance(layer, ConvexResidual)]
     hidden = [layer.branch if isinstance(layer, ConvexResidual) else layer for layer in layers[:-1]]
     acts = [layer.layers[1] for layer in hidden if isinstance(layer, Sequential)]

@@ -7,8 +7,8 @@ logits = model(images)             # MLP: (…, pixels), in [0, 1], channels fir
 import json
 import math
 
-import torch
-from torch import Tensor, nn
+import torch  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 
 
 class Activation(nn.Module):
