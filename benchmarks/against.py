@@ -82,7 +82,7 @@ def ways() -> Mapping[str, Mapping[str, Recipe]]:
 
 def random_batch(recipe: Recipe) -> dict[str, np.ndarray]:
     """Random pixels or characters: time does not depend on what they are."""
-    draw, (inner, classes) = np.random.default_rng(0), recipe.complete().data.sizes
+    draw, (inner, classes, _) = np.random.default_rng(0), recipe.complete().data.sizes
     if recipe.model.embeds:
         tokens = draw.integers(0, classes, (recipe.data.batch_size, recipe.data.unit[1]), np.int32)
         return {"input": tokens, "label": np.roll(tokens, -1, axis=1)}

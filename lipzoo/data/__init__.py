@@ -1,11 +1,11 @@
 """Data sources: one a file."""
 
+from lipzoo.data.augment import Augment as Augment
 from lipzoo.data.batches import Split as Split
 from lipzoo.data.batches import iterate as iterate
 from lipzoo.data.config import AbstractDataConfig as AbstractDataConfig
 from lipzoo.data.config import Data as Data
 from lipzoo.data.image_config import DataConfig as DataConfig
-from lipzoo.data.images import Augment as Augment
 from lipzoo.data.images import Form as Form
 from lipzoo.data.images import Images as Images
 from lipzoo.data.images import ShuffledBatches as ShuffledBatches

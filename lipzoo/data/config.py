@@ -3,13 +3,26 @@
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from lipzoo.data.batches import ALL, Split
 from lipzoo.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import grain
+
+
+class Sizes(NamedTuple):
+    """What a model has to fit.
+
+    - `inputs`: the size of what goes into it: pixels, or tokens that there are.
+    - `classes`: of its logits.
+    - `shape`: of one image, (channels, height, width); empty for text.
+    """
+
+    inputs: int
+    classes: int
+    shape: tuple[int, ...] = ()
 
 
 @runtime_checkable
@@ -45,8 +58,8 @@ class AbstractDataConfig(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def sizes(self) -> tuple[int, int]:
-        """The size of what goes into a model, and of its logits; of a configuration that is complete."""
+    def sizes(self) -> Sizes:
+        """What a model has to fit; of a configuration that is complete."""
 
     @property
     @abc.abstractmethod

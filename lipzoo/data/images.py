@@ -6,9 +6,10 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Shaped
 from numpy.typing import ArrayLike
 
+from lipzoo.data.augment import Augment, Augmented
 from lipzoo.data.batches import ALL, Batch, Shuffle, Split, iterate
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Images:
     white: int
     classes: int
     shape: tuple[int, int, int]
-    augment: "Augment | None" = None
+    augment: Augment | None = None
 
     @property
     def tests(self) -> dict[str, Split]:
@@ -44,48 +45,8 @@ class Images:
         return iterate(ShuffledBatches(self.train, batch_size, count, seed, self._augmented, rows))
 
     @functools.cached_property
-    def _augmented(self) -> "Augmented | None":
-        return None if self.augment is None else Augmented(self.augment, self.augment.windows(self.train.input))
-
-
-class Augmented(NamedTuple):
-    """How images are changed, and all of them in every place, which runs on the same images share."""
-
-    augment: "Augment"
-    windows: UInt8[np.ndarray, "n c shifts shifts h w"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """Random changes of training images of `shape`: a random half is mirrored, and each is moved by up to `shift`
-    pixels. What moves in is the image's edge, repeated.
-    """
-
-    shape: tuple[int, int, int]
-    flip: bool = False
-    shift: int = 0
-
-    def windows(self, image: UInt8[np.ndarray, "n pixels"]) -> UInt8[np.ndarray, "n c shifts shifts h w"]:
-        """Every image in every place: a view of the images padded once, so that a batch is a single gather."""
-        margin = (self.shift, self.shift)
-        padded = np.pad(image.reshape(-1, *self.shape), ((0, 0), (0, 0), margin, margin), mode="edge")
-        return np.lib.stride_tricks.sliding_window_view(padded, self.shape[1:], axis=(2, 3))
-
-    def pick(
-        self,
-        windows: UInt8[np.ndarray, "n c shifts shifts h w"],
-        chosen: Int[np.ndarray, " batch"],
-        seed: list[int],
-        rows: slice = ALL,
-    ) -> UInt8[np.ndarray, "rows pixels"]:
-        """The chosen images, each in a random place, half of them mirrored; these `rows` of them."""
-        random = np.random.RandomState(seed)
-        down, right = random.randint(0, 2 * self.shift + 1, (2, len(chosen)))
-        image = windows[chosen[rows], :, down[rows], right[rows]]
-        if self.flip:
-            half = (random.rand(len(chosen)) < 0.5)[rows]
-            image[half] = image[half, ..., ::-1]
-        return image.reshape(len(image), math.prod(self.shape))
+    def _augmented(self) -> Augmented | None:
+        return None if self.augment is None else Augmented(self.augment, self.train.input, self.white)
 
 
 def as_pixels(images: ArrayLike, form: Form) -> Float[np.ndarray, "n pixels"]:
@@ -167,6 +128,5 @@ class ShuffledBatches:
         if self._augmented is None:
             image = self._split.input[chosen[self._rows]]
         else:
-            augment, windows = self._augmented
-            image = augment.pick(windows, chosen, [self._shuffle.seed, index, 1], self._rows)
+            image = self._augmented.pick(chosen, [self._shuffle.seed, index, 1], self._rows)
         return {"input": image, "label": self._split.label[chosen[self._rows]]}

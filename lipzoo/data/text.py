@@ -10,7 +10,7 @@ from jaxtyping import Int
 from lipzoo.config.fields import options
 from lipzoo.config.ranges import Count
 from lipzoo.data.batches import ALL, Batch, Split, iterate
-from lipzoo.data.config import AbstractDataConfig
+from lipzoo.data.config import AbstractDataConfig, Sizes
 from lipzoo.data.download import cache_dir, fetch
 from lipzoo.data.synthetic import load_synthetic
 from lipzoo.system.errors import UserError
@@ -187,9 +187,9 @@ class TextConfig(AbstractDataConfig):
         return dataclasses.replace(self, alphabet=source.alphabet or "".join(sorted(set(source.load()))))
 
     @property
-    def sizes(self) -> tuple[int, int]:
+    def sizes(self) -> Sizes:
         """Tokens in, tokens out."""
-        return len(self.alphabet), len(self.alphabet)
+        return Sizes(len(self.alphabet), len(self.alphabet))
 
     @property
     def example_bytes(self) -> int:

@@ -16,7 +16,7 @@ from lipzoo.config.fields import options
 from lipzoo.config.ranges import Count
 from lipzoo.data import bpe, fineweb
 from lipzoo.data.batches import ALL, Batch, Shuffle, Split, iterate
-from lipzoo.data.config import AbstractDataConfig
+from lipzoo.data.config import AbstractDataConfig, Sizes
 from lipzoo.data.download import cache_dir
 from lipzoo.data.text import windows
 from lipzoo.system.errors import UserError
@@ -159,9 +159,9 @@ class TokensConfig(AbstractDataConfig):
         return "tokens", self.seq_len
 
     @property
-    def sizes(self) -> tuple[int, int]:
+    def sizes(self) -> Sizes:
         """Tokens in, tokens out."""
-        return VOCABULARY, VOCABULARY
+        return Sizes(VOCABULARY, VOCABULARY)
 
     @property
     def example_bytes(self) -> int:

@@ -131,8 +131,10 @@ def _default_alphabet(size: int) -> str:
 
 
 def _model(recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> Any:
-    if recipe.data.sizes[0] != arrays["head"].shape[0]:
-        raise UserError(f"--alphabet has {recipe.data.sizes[0]} characters, the file {arrays['head'].shape[0]} tokens")
+    if recipe.data.sizes.inputs != arrays["head"].shape[0]:
+        raise UserError(
+            f"--alphabet has {recipe.data.sizes.inputs} characters, the file {arrays['head'].shape[0]} tokens"
+        )
     abstract = recipe.abstract_model()
     for weight in weights(abstract):
         if weight.array.shape != arrays[weight.name].shape:

@@ -42,8 +42,10 @@ class AbstractElementwise(AbstractModule):
         """Between what the slopes lie where each entry stays in [low, high], which may be infinite."""
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
-        """By the slopes that entries can have (see `Ellipsoid.slopes`)."""
+        """By the slopes that entries can have (see `Ellipsoid.slopes`). Of a ball no multipliers make less than one."""
         low, high = self.slopes(*incoming.interval())
+        if incoming.is_ball:
+            return incoming.stretched(float(np.maximum(abs(low), abs(high)).max(initial=0.0)), incoming.size)
         return incoming.slopes(low, high, steering.steer(incoming.size), self._around(incoming.around, high, low))
 
     def _around(self, around: Around | None, high: Entries, low: Entries) -> Around | None:

@@ -36,23 +36,65 @@ class Linear(AbstractModule):
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(‖W‖r + ‖b‖, ‖W‖L). What runs is off as `Runs.product` and `Runs.plus` say."""
-        check_axes(self.weight, "a matrix")
-        out_size, in_size = self.weight.array.shape
-        if self.bias is not None:
-            check_column(self.bias, out_size)
-        incoming.vector(self.weight.name, in_size, flat=True)
-        image = incoming.scale(measure(self.weight)).to(Vector((out_size,)))
-        if self.bias is not None:
-            image = image.shift(measure(self.bias))
-        return image.off(lambda runs: self._error(runs, incoming.radius, measure))
-
-    def _error(self, runs: Runs, radius: Scalar, measure: Measure) -> Scalar:
-        error = runs.product(self.weight, radius, measure)
-        return error if self.bias is None else runs.plus(error, self.bias, measure(self.weight) * radius, measure)
+        incoming.vector(self.weight.name, self.weight.array.shape[-1], flat=True)
+        return _affine(self.weight, self.bias, incoming, (), measure)
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
         """WSWᵀ."""
         return steering.through(incoming, self.weight, self.bias)
+
+
+class Pointwise(AbstractModule):
+    """x ↦ Wx + b on the channels of every pixel of an image (height, width, channels): a convolution of one pixel.
+
+    An image is one vector, measured by the RMS norm of all of its entries. ‖Wx_p + b‖ ≤ ‖W‖‖x_p‖ + ‖b‖ at each pixel p,
+    and the root of the mean of squares over pixels of such a sum is at most the sum of the roots (Minkowski): so the
+    bound is that of the matrix alone. The same holds for what runs, which is off by at most a‖x_p‖ + b at each pixel.
+    """
+
+    deviates = True
+    weight: Weight
+    bias: Weight | None = None
+
+    def __check_init__(self) -> None:
+        check_weight(self.weight, "Pointwise", "(out, in)")
+
+    def __call__(self, x: Float[Array, "height width in"]) -> Float[Array, "height width out"]:
+        if x.ndim != 3 or x.shape[-1] != self.weight.array.shape[-1]:
+            wanted = f"one image of shape (height, width, {self.weight.array.shape[-1]})"
+            raise ValueError(f"{self.weight.name} takes {wanted}, but was given shape {x.shape}: for a batch, jax.vmap")
+        y = product(x, self.weight.array)
+        return y if self.bias is None else y + _row(self.bias.array[:, 0], y)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(‖W‖r + ‖b‖, ‖W‖L). What runs is off as `Runs.product` and `Runs.plus` say."""
+        height, width, _ = image_shape(incoming, self.weight.name, self.weight.array.shape[-1])
+        return _affine(self.weight, self.bias, incoming, (height, width), measure)
+
+
+def _affine(weight: Weight, bias: Weight | None, incoming: Bound, pixels: tuple[int, ...], measure: Measure) -> Bound:
+    """The bound of Wx + b on the last axis of an array."""
+    check_axes(weight, "a matrix")
+    if bias is not None:
+        check_column(bias, weight.array.shape[0])
+    image = incoming.scale(measure(weight)).to(Vector((*pixels, weight.array.shape[0])))
+    if bias is not None:
+        image = image.shift(measure(bias))
+
+    def error(runs: Runs) -> Scalar:
+        off = runs.product(weight, incoming.radius, measure)
+        return off if bias is None else runs.plus(off, bias, measure(weight) * incoming.radius, measure)
+
+    return image.off(error)
+
+
+def image_shape(incoming: Bound, who: str, channels: int | None = None) -> tuple[int, int, int]:
+    """(height, width, channels) of what comes in. Raises SpaceError unless it is an image (of so many channels)."""
+    space = incoming.space
+    if isinstance(space, Vector) and len(space.shape) == 3 and channels in (None, space.shape[-1]):
+        return space.shape  # pyright: ignore[reportReturnType]
+    last = "channels" if channels is None else str(channels)
+    raise SpaceError(f"{who} takes an image (height, width, {last}), but was given {space}")
 
 
 class Flatten(AbstractModule):

@@ -13,7 +13,7 @@ from lipzoo.layers.base import AbstractModule
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Around, Ellipsoid
 from lipzoo.theory.slopes import UNIT
-from lipzoo.theory.space import SpaceError
+from lipzoo.theory.space import SpaceError, entries
 from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure
 
@@ -21,25 +21,26 @@ from lipzoo.theory.weight import Measure
 class GroupSort(AbstractModule):
     """Sorts each group of neighbouring entries (Anil et al. 2019, arXiv 1811.05381); groups of 2 are MaxMin.
 
+    Of an image these are neighbouring channels, its last axis.
+
     It permutes entries, which keeps the norm, and sorting is 1-Lipschitz.
     """
 
     deviates = True
     group: int = eqx.field(static=True, default=2)
 
-    def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
-        if x.size % self.group:
-            raise ValueError(f"groups of {self.group} do not divide a vector of {x.size} entries")
+    def __call__(self, x: Float[Array, "*pixels size"]) -> Float[Array, "*pixels size"]:
+        if x.shape[-1] % self.group:
+            raise ValueError(f"groups of {self.group} do not divide a vector of {x.shape[-1]} entries")
         if self.group == 2:
-            first, second = x[0::2], x[1::2]
+            first, second = x[..., 0::2], x[..., 1::2]
             pairs = (jnp.minimum(first, second), jnp.maximum(first, second))
-            return jnp.stack(pairs, axis=-1).reshape(-1)
-        return jnp.sort(x.reshape(-1, self.group), axis=-1).reshape(-1)
+            return jnp.stack(pairs, axis=-1).reshape(x.shape)
+        return jnp.sort(x.reshape(-1, self.group), axis=-1).reshape(x.shape)
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
-        size = incoming.vector("GroupSort", flat=True).space.size  # pyright: ignore[reportAttributeAccessIssue]
-        if size % self.group:
-            raise SpaceError(f"groups of {self.group} do not divide {incoming.space}")
+        if entries(incoming.vector("GroupSort").space) % self.group:
+            raise SpaceError(f"groups of {self.group} do not divide the last axis of {incoming.space}")
         return incoming.off(lambda runs: runs.counted(lambda a: 2 * a.smallest))  # Small entries may be taken for 0.
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
@@ -47,7 +48,7 @@ class GroupSort(AbstractModule):
 
         Groups of more are taken as what does not expand; sorting itself rounds nothing.
         """
-        if self.group != 2:
+        if self.group != 2 or incoming.is_ball:
             around = incoming.around
             if around is not None:
                 center = np.sort(around.center.reshape(-1, self.group), axis=-1).reshape(-1)

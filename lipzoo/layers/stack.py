@@ -56,10 +56,10 @@ class Stack(AbstractStack):
     def takes(self) -> Space | None:
         return self.block(0).takes
 
-    def __call__(self, x: Float[Array, "time d"]) -> Float[Array, "time d"]:
+    def __call__(self, x: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
         return self.masked(x, Mask())
 
-    def masked(self, x: Float[Array, "time d"], mask: Mask) -> Float[Array, "time d"]:
+    def masked(self, x: Float[Array, "*axes d"], mask: Mask) -> Float[Array, "*axes d"]:
         def run(x: Array, block: AbstractModule) -> tuple[Array, None]:
             return _whole(block).masked(x, mask), None
 

@@ -1,5 +1,6 @@
 """The zoo: modules that carry their own Lipschitz bound."""
 
+from lipzoo.layers.absolute import Abs as Abs
 from lipzoo.layers.activation import GELU as GELU
 from lipzoo.layers.activation import Identity as Identity
 from lipzoo.layers.activation import ReLU as ReLU
@@ -12,9 +13,13 @@ from lipzoo.layers.compose import PerToken as PerToken
 from lipzoo.layers.compose import Residual as Residual
 from lipzoo.layers.compose import Sequential as Sequential
 from lipzoo.layers.embedding import Embedding as Embedding
+from lipzoo.layers.image import ChannelsLast as ChannelsLast
+from lipzoo.layers.image import Patches as Patches
+from lipzoo.layers.image import Shift as Shift
 from lipzoo.layers.linear import Affine as Affine
 from lipzoo.layers.linear import Flatten as Flatten
 from lipzoo.layers.linear import Linear as Linear
+from lipzoo.layers.linear import Pointwise as Pointwise
 from lipzoo.layers.linear import Scale as Scale
 from lipzoo.layers.normalization import Center as Center
 from lipzoo.layers.normalization import RMSNorm as RMSNorm
@@ -24,3 +29,5 @@ from lipzoo.models.gpt import GPT as GPT
 from lipzoo.models.gpt_config import GPTConfig as GPTConfig
 from lipzoo.models.mlp import MLP as MLP
 from lipzoo.models.mlp import MLPConfig as MLPConfig
+from lipzoo.models.shiftnet import ShiftNet as ShiftNet
+from lipzoo.models.shiftnet import ShiftNetConfig as ShiftNetConfig

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 from typing import ClassVar
 
+from lipzoo.data.config import Sizes
 from lipzoo.theory.weight import Weight
 
 
@@ -19,11 +20,15 @@ class AbstractModelConfig(abc.ABC):
     embeds: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def parameters(self, in_size: int, out_size: int) -> int:
+    def parameters(self, sizes: Sizes) -> int:
         """The numbers in its matrices: no more than it has."""
 
     def conflict(self) -> str | None:
         """Which settings do not go together, in a sentence that names their flags, or None."""
+        return None
+
+    def misfit(self, sizes: Sizes) -> str | None:
+        """Why there is no such model for data of these sizes, in a sentence that names the flag, or None."""
         return None
 
     def first_norm(self, weight: Weight) -> float:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lipzoo.config.fields import field_refusal
+from lipzoo.data.config import Sizes
 from lipzoo.layers.activation import GELU, Identity, SquaredReLU, Tanh
 from lipzoo.layers.attention import Attention
 from lipzoo.layers.base import AbstractModule, Mask
@@ -105,9 +106,9 @@ class GPT(AbstractModule):
         return Sequential([self.norm, PerToken(self.head), self.scale])
 
 
-def build_gpt(config: GPTConfig, in_size: int, out_size: int, *, key: PRNGKeyArray) -> GPT:
+def build_gpt(config: GPTConfig, sizes: Sizes, *, key: PRNGKeyArray) -> GPT:
     """The model with fresh weights, all of them free. Tokens come from the vocabulary that they predict."""
-    return GPT(out_size, config, key=key)
+    return GPT(sizes.classes, config, key=key)
 
 
 def _norm(config: GPTConfig) -> AbstractModule:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from lipzoo.config.fields import options
 from lipzoo.config.ranges import Count, NonNegative, Positive, Range, Whole
+from lipzoo.data.config import Sizes
 from lipzoo.layers.activation import GELU_DIVISOR
 from lipzoo.layers.normalization import NORM_EPSILON
 from lipzoo.layers.stack import Remat
@@ -102,9 +103,9 @@ class GPTConfig(AbstractModelConfig):
         """The window after a fraction `progress` < 1 of the run; 0 where all tokens are seen."""
         return math.ceil(self.window * (math.floor(progress * self.window_stages) + 1) / self.window_stages)
 
-    def parameters(self, in_size: int, out_size: int) -> int:
+    def parameters(self, sizes: Sizes) -> int:
         """Without gains and biases."""
-        return 12 * self.depth * self.width**2 + (in_size + out_size) * self.width
+        return 12 * self.depth * self.width**2 + (sizes.inputs + sizes.classes) * self.width
 
     def scores(self, length: int) -> int:
         """All heads of a block."""

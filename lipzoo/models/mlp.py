@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from lipzoo.config.fields import field_refusal, options
 from lipzoo.config.ranges import Count, Fraction, Positive, Range
+from lipzoo.data.config import Sizes
 from lipzoo.layers.activation import GELU, Identity, ReLU, Tanh
 from lipzoo.layers.base import AbstractModule
 from lipzoo.layers.compose import ConvexResidual, Sequential
@@ -162,12 +163,13 @@ class MLPConfig(AbstractModelConfig):
             return f"--activation {self.activation} needs a --width divisible by {group}, got {self.width}"
         return None
 
-    def parameters(self, in_size: int, out_size: int) -> int:
+    def parameters(self, sizes: Sizes) -> int:
         """Without biases."""
         hidden = max(self.depth - 2, 0) * self.width
-        return self.width * (in_size + out_size + hidden) if self.depth > 1 else in_size * out_size
+        inputs, classes, _ = sizes
+        return self.width * (inputs + classes + hidden) if self.depth > 1 else inputs * classes
 
 
-def build_mlp(config: MLPConfig, in_size: int, out_size: int, *, key: PRNGKeyArray) -> MLP:
+def build_mlp(config: MLPConfig, sizes: Sizes, *, key: PRNGKeyArray) -> MLP:
     """The model with fresh weights, all of them free."""
-    return MLP(in_size, out_size=out_size, key=key, **dataclasses.asdict(config))
+    return MLP(sizes.inputs, out_size=sizes.classes, key=key, **dataclasses.asdict(config))

@@ -9,7 +9,7 @@ import optax
 
 from lipzoo.config.fields import options, taken
 from lipzoo.config.overrides import number, override
-from lipzoo.config.ranges import NonNegative, Positive, Range, Whole
+from lipzoo.config.ranges import Fraction, NonNegative, Part, Positive, Range, Whole
 from lipzoo.optim.base import Optimizer, Spread, Transform, add_decay, scale_by_share
 from lipzoo.optim.hyper import Hyper, rounded_down
 from lipzoo.optim.hyper import number as as_number
@@ -63,6 +63,12 @@ class OptimizerConfig:
     """Shape of the learning rate over the steps."""
     warmup_steps: Whole = 0
     """Steps over which the learning rate first rises linearly."""
+    cooldown: Part = 0.4
+    """Fraction of the steps, at the end, over which the trapezoid falls."""
+    cooldown_floor: Fraction = 0.1
+    """Fraction of the peak to which the trapezoid falls."""
+    peak_at: Fraction = 0.4
+    """Fraction of the steps over which the triangle rises."""
 
     def make(self) -> Optimizer:
         """The optimizer of this name, with the options that it takes."""
@@ -94,13 +100,15 @@ class OptimizerConfig:
         *,
         temperature: float = 1.0,
         margin: float = 0.0,
+        smoothing: float = 0.0,
+        annealing: float = 0.0,
         target_kl: float = 1.0,
         ema: float = 0.0,
     ) -> Hyper:
         """What a compiled step takes as arguments, for weights of these shares and caps (by default without caps)."""
         numbers = {name: getattr(self, name) for name in ("lr", *BETAS)}
         numbers |= {"decay": self.weight_decay, "temperature": temperature, "margin": margin}
-        numbers |= {"target_kl": target_kl, "ema": ema}
+        numbers |= {"smoothing": smoothing, "annealing": annealing, "target_kl": target_kl, "ema": ema}
         return Hyper(
             **{name: as_number(value) for name, value in numbers.items()},
             caps={name: rounded_down(math.inf if caps is None else caps[name]) for name in shares},
@@ -109,7 +117,7 @@ class OptimizerConfig:
 
     def conflict(self, steps: int) -> str | None:
         """Which settings do not go together, or None."""
-        if self.warmup_steps >= steps:
+        if self.schedule != "triangular" and self.warmup_steps >= steps:
             return f"--warmup-steps must be below --steps {steps}, got {self.warmup_steps}"
         if self.polynomial in ("polar-express", "turbo") and self.msign_dtype == "bfloat16":
             return f"--polynomial {self.polynomial} diverges in bfloat16: choose another, or --msign-dtype float32"
@@ -138,7 +146,7 @@ class OptimizerConfig:
 
     def factor(self, steps: int) -> Factor:
         """The learning rate as a fraction of its peak."""
-        return schedule(self.schedule, steps, self.warmup_steps)
+        return schedule(self.schedule, steps, self.warmup_steps, self.cooldown, self.cooldown_floor, self.peak_at)
 
 
 def takers(option: str) -> str:

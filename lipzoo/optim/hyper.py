@@ -23,8 +23,8 @@ class Hyper(eqx.Module):
     - `lr`: the peak of the learning rate, and `decay`: λ of the weight decay.
     - `beta1`, `beta2`: momentum, and decay of AdamW's second moment. `momentum_start`: β₁ at the start of a warm-up.
       `embedding_beta1`: β₁ of an embedding that Adam moves.
-    - `temperature`, `margin`: of the loss. `target_kl`: δ of the trust region, in nats per token. `ema`: of the
-      mean of the weights.
+    - `temperature`, `margin`, `smoothing`, `annealing`: of the loss. `target_kl`: δ of the trust region, in nats per
+      token. `ema`: of the mean of the weights.
     - `caps`, `shares`: by the names of weights; a cap is rounded down, and infinite where there is none.
     """
 
@@ -36,6 +36,8 @@ class Hyper(eqx.Module):
     embedding_beta1: Number
     temperature: Number
     margin: Number
+    smoothing: Number
+    annealing: Number
     target_kl: Number
     ema: Number
     caps: Mapping[str, Number]

@@ -37,7 +37,7 @@ def with_certify_at(recipe: Recipe) -> Recipe:
         raise UserError("--certify-at is for classifiers of images: leave it out")
     whole = recipe.complete()
     log_l = log_bound(without_arrays(whole.abstract_model()), whole)
-    pixels, classes = whole.data.sizes
+    pixels, classes, _ = whole.data.sizes
     log_change = log_l + math.log(training.epsilon * math.sqrt(2 * classes / pixels))
     if abs(log_change) > FARTHEST:
         raise UserError(

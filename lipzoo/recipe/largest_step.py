@@ -88,8 +88,8 @@ class LargestStep:
             return f"nothing is proved, since {f'no cap holds {names}' if names else 'the bound has no number'}"
         logit, loss, kl = (round_digits(value, 3) for value in (self.logit, self.loss, self.kl))
         return (
-            f"any logit by {logit}, any loss by {loss} nats, any prediction by {kl} nats (KL), for every input, "
-            "computed exactly with the stored weights"
+            f"any logit by {logit}, any cross-entropy by {loss} nats, any prediction by {kl} nats (KL), for every "
+            "input, computed exactly with the stored weights"
         )
 
 
@@ -98,7 +98,7 @@ def largest_step(recipe: Recipe, lr: float | None = None) -> LargestStep:
     model, peak = without_arrays(recipe.abstract_model()), recipe.optimizer.lr if lr is None else lr
 
     if names := silent(model):
-        return LargestStep(math.inf, recipe.data.sizes[1], recipe.training.temperature, silent=tuple(names))
+        return LargestStep(math.inf, recipe.data.sizes.classes, recipe.training.temperature, silent=tuple(names))
 
     def moving(weight: Weight) -> Weight:
         """The weight with the difference to the next step's in place of its share, in units of its cap if it has one.
@@ -115,7 +115,7 @@ def largest_step(recipe: Recipe, lr: float | None = None) -> LargestStep:
     start = Bound.start(model.takes, 1.0, Runs(difference=_difference, held=True))
     free = tuple(w.name for w in weights(moved) if w.geometry.bounded and math.isinf(w.share))
     rms = math.inf if free else float(moved.bound(start, cap_norm).deviation)
-    return LargestStep(rms, recipe.data.sizes[1], recipe.training.temperature, free)
+    return LargestStep(rms, recipe.data.sizes.classes, recipe.training.temperature, free)
 
 
 def _difference(weight: Weight) -> Scalar:

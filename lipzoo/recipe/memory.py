@@ -41,8 +41,8 @@ def memory_refusal(model: AbstractModelConfig, data: AbstractDataConfig, accum_s
 
     Everything that is counted is there at one moment, so what is refused cannot run; what passes may still not fit.
     """
-    (_, length), classes, host, devices = data.unit, data.sizes[1], host_bytes(), device_bytes()
-    state = 4 * COPIES * model.parameters(*data.sizes)
+    (_, length), classes, host, devices = data.unit, data.sizes.classes, host_bytes(), device_bytes()
+    state = 4 * COPIES * model.parameters(data.sizes)
     if devices is not None and state > devices:
         return _sentence("the weights and the optimizer", state, devices, "--width or --depth")
     # A process draws the places of the whole batch (8 bytes each) and gathers its own rows.

@@ -16,6 +16,7 @@ from lipzoo.config.fields import field_refusal
 from lipzoo.config.overrides import override_refusal
 from lipzoo.constraints import WeightDecay
 from lipzoo.data import DATA_KINDS, AbstractDataConfig, DataConfig
+from lipzoo.data.config import Sizes
 from lipzoo.models import AbstractModule, MLPConfig
 from lipzoo.models.config import AbstractModelConfig
 from lipzoo.models.families import FAMILIES, build
@@ -24,8 +25,10 @@ from lipzoo.optim.ebc.config import EBCConfig
 from lipzoo.recipe.constraint import CAP_FLAG, ConstraintConfig
 from lipzoo.recipe.format1 import with_kinds
 from lipzoo.recipe.lazy import lazy_refusal, lowest
+from lipzoo.recipe.loss import loss_refusal
 from lipzoo.recipe.memory import memory_refusal
 from lipzoo.recipe.training import TrainingConfig
+from lipzoo.recipe.validated import validated
 from lipzoo.system.errors import UserError
 from lipzoo.system.version import VERSION
 from lipzoo.theory.weight import Weight, filled, map_weights, set_caps, weights
@@ -63,10 +66,12 @@ class Recipe:
             or self._name_refusal()
             or self.model.conflict()
             or self.data.conflict()
+            or self.model.misfit(self.complete().data.sizes)
             or self.training.conflict(self.data.batch_size)
             or self.optimizer.conflict(self.training.steps)
             or memory_refusal(self.model, self.complete().data, self.training.accum_steps)
             or self._constraint_refusal(caps)
+            or loss_refusal(self.training.loss, self.complete())
             or (self.ebc.conflict(self.complete().abstract_model()) if self.ebc.enable else None)
         )
         if refusal:
@@ -81,7 +86,7 @@ class Recipe:
 
     def build_model(self, key: PRNGKeyArray) -> AbstractModule:
         """The model with fresh weights, each with its cap and under it."""
-        model = self.optimizer.shares(build(self.model, *self.data.sizes, key=key))
+        model = self.optimizer.shares(build(self.model, self.data.sizes, key=key))
         model = set_caps(model, {weight.name: self.cap_of(weight) for weight in weights(model)})
 
         def begin(weight: Weight) -> Weight:
@@ -122,7 +127,7 @@ class Recipe:
             value = _upgraded(value)
             parts = {part: _config(kinds, value[part]) for part, kinds in _kinds().items()}
             others = {part: kind for part, kind in typing.get_type_hints(Recipe).items() if part not in parts}
-            parts |= {part: _validated(kind, value[part], part) for part, kind in others.items() if part in value}
+            parts |= {part: validated(kind, value[part], part) for part, kind in others.items() if part in value}
             recipe = Recipe(**parts)
         except ValueError as error:
             raise UserError(f"{unlike}: {error}") from error
@@ -201,9 +206,9 @@ def _abstract(recipe: Recipe) -> Any:
 
 
 @functools.lru_cache(KEPT)
-def _free(model: AbstractModelConfig, sizes: tuple[int, int]) -> Any:
+def _free(model: AbstractModelConfig, sizes: Sizes) -> Any:
     """The structure of a model whose weights are free: the same for all recipes of a sweep."""
-    return eqx.filter_eval_shape(functools.partial(build, model, *sizes), key=jax.random.key(0))
+    return eqx.filter_eval_shape(functools.partial(build, model, sizes), key=jax.random.key(0))
 
 
 def _upgraded(value: object) -> dict[str, Any]:
@@ -226,19 +231,7 @@ def _config(kinds: Mapping[str, type], value: Mapping[str, Any]) -> Any:
     kind = value.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"it holds a kind {kind!r}, and those known here are {', '.join(kinds)}")
-    return _validated(kinds[kind], {name: field for name, field in value.items() if name != "kind"})
-
-
-def _validated(kind: type, value: Any, part: str = "") -> Any:
-    """A value of this type. Raises ValueError, naming the field, if a value is of another type."""
-    from pydantic import TypeAdapter, ValidationError  # Slow to import; a command line needs it for --resume alone.
-
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = [part] * bool(part) + [str(name) for name in first["loc"]]
-        raise ValueError(f"{'.'.join(where)}: {first['msg']}") from error
+    return validated(kinds[kind], {name: field for name, field in value.items() if name != "kind"})
 
 
 def _fields(value: Any, prefix: str = "") -> set[str]:

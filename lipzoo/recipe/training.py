@@ -1,16 +1,17 @@
 """The part of a recipe that describes the run."""
 
 import dataclasses
+import fractions
 import math
-from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Literal
 
 from lipzoo.config.fields import options
-from lipzoo.config.ranges import Count, NonNegative, Range, Seed, Whole
+from lipzoo.config.ranges import Count, Fraction, NonNegative, Range, Seed, Whole
 from lipzoo.devices.mesh import mesh_shape
 from lipzoo.report.loggers import LoggerName
 from lipzoo.theory.precision import Precision
 
+LossName = Literal["cross-entropy", "annealed", "pairwise"]
 AT_ONCE = 65_536
 """Tokens or images that a device works on at once, unless --accum-steps says how many parts there are."""
 CPU_AT_ONCE = 512
@@ -24,10 +25,17 @@ class TrainingConfig:
 
     steps: Count = 2000
     """Optimizer steps."""
+    loss: LossName = "cross-entropy"
+    """cross-entropy; annealed, which leaves alone what is nearly certain; or pairwise, whose margins are in proportion
+    to what certifies each pair of classes."""
     temperature: Annotated[float, Range(0, 1e6, open_low=True)] = 1.0
     """The training loss is the cross-entropy of temperature × logits; the model and its bound are without it."""
     margin: NonNegative = 0.0
     """What the training loss takes off the logit of the right class, so that it asks for so much more of it."""
+    label_smoothing: Fraction = 0.0
+    """Fraction of each label that is given to all classes alike."""
+    annealing: Annotated[float, Range(1, 100)] = 5.0
+    """γ of the annealed loss, which multiplies by (1 - p)^γ, p the probability of the right class."""
     certify_at: str = ""
     """Choose --temperature and --margin for the certified accuracy of images at this ℓ₂ distance, such as 36/255 (of
     pixels in [0, 1]), from the bound that the caps promise."""
@@ -89,7 +97,7 @@ class TrainingConfig:
     def epsilon(self) -> float | None:
         """`certify_at` as a number; None if it is none, or not positive."""
         try:
-            value = float(Fraction(self.certify_at))
+            value = float(fractions.Fraction(self.certify_at))
         except (ValueError, ZeroDivisionError, OverflowError):
             return None
         return value if 0 < value < math.inf else None

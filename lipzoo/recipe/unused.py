@@ -5,9 +5,11 @@ from typing import Any
 
 from lipzoo.config.fields import PREFIXED, flag, taken
 from lipzoo.constraints import ConstraintName
+from lipzoo.data import DataConfig
 from lipzoo.models import GPTConfig, MLPConfig
 from lipzoo.optim.config import takers
 from lipzoo.optim.optimizers import OPTIMIZERS
+from lipzoo.optim.schedules import Schedule
 from lipzoo.recipe.recipe import Recipe
 
 Condition = Callable[[Recipe], bool]
@@ -29,6 +31,11 @@ def _reads(number: str) -> Condition:
     return lambda recipe: number in recipe.optimizer.make().numbers
 
 
+def _scheduled(name: Schedule) -> Condition:
+    """Whether the learning rate has this schedule."""
+    return lambda recipe: recipe.optimizer.schedule == name
+
+
 def _gpt(condition: Callable[[GPTConfig], bool]) -> Condition:
     return lambda recipe: isinstance(recipe.model, GPTConfig) and condition(recipe.model)
 
@@ -40,6 +47,10 @@ def _depth_above(depth: int) -> Condition:
 
 def _embeds(recipe: Recipe) -> bool:
     return recipe.model.embeds
+
+
+def _augments(recipe: Recipe) -> bool:
+    return not isinstance(recipe.data, DataConfig) or recipe.data.rand_augment > 0
 
 
 def _normalizes(model: GPTConfig) -> bool:
@@ -76,8 +87,13 @@ USED: Mapping[str, tuple[Condition, str]] = {
     "embedding_beta1": (_reads("embedding_beta1"), "without --embedding-adam"),
     "beta1": (_reads("beta1"), "with this --optimizer"),
     "beta2": (_reads("beta2"), "without --optimizer adamw or --embedding-adam"),
+    "warmup_steps": (lambda recipe: recipe.optimizer.schedule != "triangular", "beside --schedule triangular"),
+    **dict.fromkeys(("cooldown", "cooldown_floor"), (_scheduled("trapezoid"), "without --schedule trapezoid")),
+    "peak_at": (_scheduled("triangular"), "without --schedule triangular"),
+    "rand_augment_size": (_augments, "without --rand-augment"),
     "temperature": (lambda recipe: not recipe.training.certify_at, "beside --certify-at, which chooses it"),
     "margin": (lambda recipe: not recipe.training.certify_at, "beside --certify-at, which chooses it"),
+    "annealing": (lambda recipe: recipe.training.loss == "annealed", "without --loss annealed"),
     "fit_lr": (lambda recipe: recipe.training.max_step_kl > 0, "without --max-step-kl"),
     "ebc.": (lambda recipe: recipe.ebc.enable, "without --ebc.enable"),
     "ebc.controller.": (lambda recipe: recipe.ebc.controller.enable, "without --ebc.controller.enable"),

@@ -115,7 +115,7 @@ def _show(bar: Progress, task: TaskID, name: str, step: int) -> None:
 def result_of(recipe: Recipe, values: dict[str, float], curves: Curves, seconds: float, speed: float) -> Row:
     """A row of the summary. A run has diverged if its loss is not finite or above that of a uniform guess."""
     loss = values["val_loss"]
-    _, classes = recipe.data.sizes
+    classes = recipe.data.sizes.classes
     clipped = curves.get("ebc_clipped", np.zeros(1))
     ratios = kl_ratios(recipe, curves)
     return {

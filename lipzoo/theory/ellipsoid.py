@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lipzoo.theory.numbers import namespace
 from lipzoo.theory.products import gamma
@@ -73,24 +73,30 @@ class Ellipsoid:
 
     **Attributes:**
 
-    - `matrix`: S; None for the identity, of the input itself.
+    - `matrix`: S; None for a ball, `ball` times the identity, which large activations have no room for.
     - `size`: entries of the activation.
     """
 
     matrix: Matrix | None
     size: int
     around: Around | None = None
+    ball: Any = 1.0
+
+    @property
+    def is_ball(self) -> bool:
+        """Whether all directions are alike, and nothing is known of single inputs."""
+        return self.matrix is None and self.around is None
 
     def through(self, weight: Rectangle, norm: float, bias: Float[np.ndarray, " out"] | None = None) -> "Ellipsoid":
         """Of Wz + b, with ‖W‖₂ ≤ norm: WSWᵀ. Sums of n products twice are off by at most γ₂ₙ|W||S||Wᵀ|, whose row sums
         bound its norm."""
-        xp = namespace(weight, 0.0 if self.matrix is None else self.matrix)
+        xp = namespace(weight, self.ball if self.matrix is None else self.matrix)
         weight = weight if self.matrix is None else xp.asarray(weight, self.matrix.dtype)
-        half = weight if self.matrix is None else weight @ self.matrix
+        half = self.ball * weight if self.matrix is None else weight @ self.matrix
         image = symmetric(half @ weight.mT)
         if xp is np:
             size = abs(weight)
-            rows = size.sum(0) if self.matrix is None else abs(self.matrix) @ size.sum(0)
+            rows = self.ball * size.sum(0) if self.matrix is None else abs(self.matrix) @ size.sum(0)
             if weight.any() and not SMALLEST**0.5 < size.max() < LARGEST**0.5:
                 raise NoEllipsoid
             sources = (weight,) if self.matrix is None else (weight, self.matrix)
@@ -106,13 +112,20 @@ class Ellipsoid:
             self.around.reach,
             abs(factor) * self.around.blur * SURE + 4 * UNIT * _size(factor * self.around.center),
         )
-        image = rounded(round_up(factor**2) * self.full)
-        return Ellipsoid(_alive(image, factor, self.full), self.size, around)
+        if self.matrix is None:
+            return Ellipsoid(None, self.size, around, _alive_ball(round_up(factor**2) * self.ball, factor, self.ball))
+        image = rounded(round_up(factor**2) * self.matrix)
+        return Ellipsoid(_alive(image, factor, self.matrix), self.size, around)
 
     def stretched(self, gain: float, size: int, around: Around | None = None) -> "Ellipsoid":
         """Of any map to `size` entries that is `gain`-Lipschitz in ℓ₂: the ball (gain²·λmax(S))I."""
-        image = round_up(round_up(gain) ** 2 * self.top) * namespace(self.top).eye(size)
-        return Ellipsoid(_alive(image, gain, self.top), size, around)
+        return Ellipsoid(None, size, around, _alive_ball(round_up(gain) ** 2 * self.top, gain, self.top))
+
+    def permuted(self, order: Int[np.ndarray, " n"]) -> "Ellipsoid":
+        """Of z[order]."""
+        around = self.around and Around(self.around.center[order], self.around.reach, self.around.blur)
+        matrix = None if self.matrix is None else self.matrix[order][:, order]
+        return Ellipsoid(matrix, self.size, around, self.ball)
 
     def slopes(self, low: Entries, high: Entries, steer: Any, around: Around | None = None) -> "Ellipsoid":
         """Of a function of entries with slopes in [low, high]; `steer` is log Λ up to a factor (0 for equal ones)."""
@@ -123,6 +136,10 @@ class Ellipsoid:
     def plus(self, other: "Ellipsoid", weights: tuple[float, float]) -> "Ellipsoid":
         """Of a·z + b·w, w what `other` is of, from one input: (1 + t)a²S + (1 + 1/t)b²S' for any t > 0 (Cauchy and
         Schwarz: (p + q)² ≤ (1 + t)p² + (1 + 1/t)q²); t is such that both have the same trace."""
+        if self.is_ball and other.is_ball:
+            xp = namespace(self.ball, other.ball)
+            reach = sum(w * xp.sqrt(part.ball) for w, part in zip(weights, (self, other), strict=True))
+            return Ellipsoid(None, self.size, None, _alive_ball(reach**2, weights, (self.ball, other.ball)))
         xp = namespace(self.full, other.full)
         first, second = (round_up(w**2) * part.full for w, part in zip(weights, (self, other), strict=True))
         traces = xp.trace(first), xp.trace(second)
@@ -138,13 +155,13 @@ class Ellipsoid:
     @property
     def full(self) -> Matrix:
         """S as a matrix."""
-        return np.eye(self.size) if self.matrix is None else self.matrix
+        return self.ball * np.eye(self.size) if self.matrix is None else self.matrix
 
     @property
     def top(self) -> Any:
         """λmax(S), rounded up by the backward error of LAPACK: L²."""
         if self.matrix is None:
-            return np.float64(1.0)
+            return self.ball if isinstance(self.ball, jax.Array) else np.float64(self.ball)
         if isinstance(self.matrix, jax.Array):
             return jnp.linalg.eigvalsh(self.matrix)[-1]
         values = np.linalg.eigvalsh(checked(self.matrix))
@@ -169,10 +186,21 @@ class Ellipsoid:
         """Between what each entry stays, in the ball of inputs."""
         if self.around is None:
             return np.full(self.size, -math.inf), np.full(self.size, math.inf)
-        center, S = self.around.center, self.full
-        half = self.around.reach * np.sqrt(np.maximum(np.diagonal(S), 0)) * (1 + 8 * UNIT) + self.around.blur
+        center = self.around.center
+        squares = np.full(self.size, self.ball) if self.matrix is None else np.maximum(np.diagonal(self.matrix), 0)
+        half = self.around.reach * np.sqrt(squares) * (1 + 8 * UNIT) + self.around.blur
         half = half + 8 * UNIT * (abs(center) + half)
         return center - half, center + half
+
+
+def _alive_ball(ball: Any, *sources: Any) -> Any:
+    """A ball, rounded up, if float64 has room for it."""
+    if isinstance(ball, jax.Array):
+        return ball
+    alive = all(np.all(np.asarray(source) != 0) for source in sources)
+    if (alive and ball == 0) or not (ball == 0 or SMALLEST < ball < LARGEST):
+        raise NoEllipsoid
+    return np.float64(ball) * (1 + 16 * UNIT)
 
 
 def _alive(image: Matrix, *sources: Any) -> Matrix:

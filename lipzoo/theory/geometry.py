@@ -104,6 +104,44 @@ class Rows(Geometry):
         return gradient / jnp.maximum(size, 1 / inflation)
 
 
+class Separate(Geometry):
+    """A matrix of which each row is measured by itself: the largest of ‖w_j‖₂√in, the RMS→∞ norm.
+
+    It is an upper bound of the RMS→RMS norm, as no RMS is above the largest entry. For a classifier's last layer, whose
+    differences of two logits alone decide: rows may then be alike as they need, with |z_j - z_k| ≤ ‖w_j - w_k‖₂‖Δx‖₂.
+    Rows that are held at their cap are the normalized last layer of Singla et al. 2022 (arXiv 2108.04062).
+    """
+
+    single = True
+
+    def rms_factor(self, shape: Sequence[int]) -> float:
+        """√in: the ℓ₂ norm of a row times this is a norm."""
+        return norms.rms_factor(1, shape[-1])
+
+    def exact_norm(self, array: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
+        """The largest norm of a row in float64, rounded up."""
+        return np.asarray(norms.rms_norm(np.asarray(array)[..., None, :]).max(-1))
+
+    def gram_norm(self, array: Float[Array, "*batch out in"]) -> Float[Array, "*batch"]:
+        """The largest norm of a row, rounded up."""
+        return super().gram_norm(array[..., None, :]).max(-1)
+
+    def steepest(
+        self, gradient: Float[Array, "*batch out in"], sign: Map, inflation: float
+    ) -> Float[Array, "*batch out in"]:
+        """Each row divided by its own norm, as the largest of them is to be at most 1."""
+        rows = gradient[..., None, :]
+        return (sign(rows) / self.rms_factor(gradient.shape))[..., 0, :]
+
+    def hold(self, array: Float[Array, "*batch out in"], constrain: Map) -> Float[Array, "*batch out in"]:
+        """The array with `constrain` applied to every row."""
+        return super().hold(array[..., None, :], constrain)[..., 0, :]
+
+    def cut(self, array: Float[np.ndarray, "*batch out in"], cap: float) -> Float[np.ndarray, "*batch out in"]:
+        """The nearest array, in float64, whose rows are at most as long as the cap."""
+        return super().cut(array[..., None, :], cap)[..., 0, :]
+
+
 class Entries(Geometry):
     """Factors of single entries, shape (size, 1, 1): each is a 1×1 matrix."""
 
@@ -123,4 +161,4 @@ class Offsets(Geometry):
         return np.asarray(abs(difference).max(axis=(-2, -1)))
 
 
-DENSE, COLUMN, ROWS, ENTRIES, OFFSETS = Dense(), Column(), Rows(), Entries(), Offsets()
+DENSE, COLUMN, ROWS, SEPARATE, ENTRIES, OFFSETS = Dense(), Column(), Rows(), Separate(), Entries(), Offsets()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lipzoo.theory.ellipsoid import Ellipsoid, affine
+from lipzoo.theory.norms import rms_factor
 from lipzoo.theory.slopes import Matrix, round_up
 from lipzoo.theory.weight import Measure, Weight
 
@@ -47,7 +48,7 @@ class Steering:
         """The ellipsoid after a matrix and a bias of one column. That of an input as it is does not depend on which."""
         _, matrix, norm, _ = self._known(weight)
         offset = None if bias is None or incoming.around is None else np.asarray(self.array(bias)[:, 0])
-        if incoming.matrix is not None or incoming.around is None:
+        if incoming.matrix is not None or incoming.around is None or incoming.ball != 1:
             return incoming.through(matrix, norm, offset)
         return Ellipsoid(self._first(weight), matrix.shape[-2], affine(incoming.around, matrix, norm, offset))
 
@@ -61,6 +62,6 @@ class Steering:
     def _known(self, weight: Weight) -> tuple[Weight, Any, float, Matrix | None]:
         kept = self._kept.get(weight.name)
         if kept is None or kept[0].array is not weight.array:
-            norm = float(round_up(self.measure(weight) / weight.rms_factor))
+            norm = float(round_up(self.measure(weight) / rms_factor(*weight.array.shape[-2:])))  # ≥ σ₁.
             kept = self._kept[weight.name] = (weight, self.array(weight), norm, None)
         return kept

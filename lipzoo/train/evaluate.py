@@ -59,7 +59,7 @@ def make_evaluate(recipe: Recipe, mesh: Mesh, data: Data) -> Evaluate:
     time, so that whoever watches them can call the rest off.
     """
     plan, hyper = resolve(recipe)
-    splits = {name: _on_device(split, mesh, recipe.data.sizes[1]) for name, split in data.tests.items()}
+    splits = {name: _on_device(split, mesh, recipe.data.sizes.classes) for name, split in data.tests.items()}
     sums = _make_sums(plan, mesh)
     count = sum(len(batches) for batches, _ in splits.values())
 

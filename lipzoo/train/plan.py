@@ -10,6 +10,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from lipzoo.constraints import Constraint, Unconstrained
+from lipzoo.data.config import Sizes
 from lipzoo.models import AbstractModule
 from lipzoo.models.config import AbstractModelConfig
 from lipzoo.models.families import build
@@ -22,6 +23,7 @@ from lipzoo.optim.schedules import Factor
 from lipzoo.recipe.lazy import every
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.theory.weight import Weight, bare, weights
+from lipzoo.train.losses import Loss
 
 
 class Held(NamedTuple):
@@ -45,11 +47,11 @@ class Plan:
     - `held`: how each constrained weight is held, by name.
     - `steps`: of the schedule. `parts`: of a batch, one after the other.
     - `white`: the pixel value that becomes 1; None for tokens. `averages`: whether the mean of the weights is kept.
-    - `measures`: whether a step tells how far it moved its batch. `asks`: whether the loss asks for a margin.
+    - `measures`: whether a step tells how far it moved its batch.
     """
 
     model: AbstractModelConfig
-    sizes: tuple[int, int]
+    sizes: Sizes
     optimizer: OptimizerConfig
     ebc: EBCConfig
     held: tuple[tuple[str, Held], ...]
@@ -59,11 +61,11 @@ class Plan:
     white: int | None
     averages: bool
     measures: bool
-    asks: bool
+    loss: Loss
 
     def build_model(self, key: PRNGKeyArray) -> AbstractModule:
         """The network with fresh weights, bare."""
-        return bare(build(self.model, *self.sizes, key=key))
+        return bare(build(self.model, self.sizes, key=key))
 
     def abstract_model(self) -> Any:
         """Its structure, without computing it."""
@@ -89,6 +91,8 @@ def resolve(recipe: Recipe) -> tuple[Plan, Hyper]:
         {weight.name: weight.cap for weight in found},
         temperature=training.temperature,
         margin=training.margin,
+        smoothing=training.label_smoothing,
+        annealing=training.annealing,
         target_kl=ebc.target_kl,
         ema=training.ema,
     )
@@ -104,7 +108,7 @@ def resolve(recipe: Recipe) -> tuple[Plan, Hyper]:
         recipe.data.white,
         training.ema > 0,
         training.measure_steps,
-        training.margin > 0,
+        Loss(training.loss, training.margin > 0, training.label_smoothing > 0),
     )
     return plan, hyper
 

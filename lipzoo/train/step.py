@@ -214,12 +214,9 @@ class Computation:
         return x.reshape(-1, self.plan.parts, *x.shape[1:]).swapaxes(0, 1)
 
     def _loss(self, model: AbstractModule, batch: Batch, hyper: Hyper) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Cross-entropy of temperature × logits, less the margin at the label, and accuracy."""
+        """The mean loss, and accuracy."""
         logits, labels = self.logits(model, batch["input"]), batch["label"]
-        # For a few classes one-hot products are one fused loop forward and one backward; a gather is a dozen of them.
-        one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        asked = logits - jnp.asarray(hyper.margin, logits.dtype) * one_hot if self.plan.asks else logits
-        losses = optax.softmax_cross_entropy(jnp.asarray(hyper.temperature, logits.dtype) * asked, one_hot)
+        losses = self.plan.loss(model, logits, labels, hyper)
         return losses.mean().astype(jnp.float32), correct(logits, labels).mean()
 
     def logits(self, model: AbstractModule, x: Array) -> Float[Array, "batch *time classes"]:

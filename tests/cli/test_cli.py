@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lipzoo.cli.train import main, parse
+from lipzoo.data import cifar
 from lipzoo.devices.processes import ProcessConfig
 from lipzoo.optim import EBCConfig
 from lipzoo.recipe.unused import named_fields
@@ -89,7 +90,8 @@ def test_mistakes_end_with_status_2_and_say_what_to_do(arguments, message, monke
 
 def test_missing_cifar10_without_a_network(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("LIPZOO_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr("lipzoo.data.cifar10.URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    unreachable = dataclasses.replace(cifar.CIFAR10, url="http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    monkeypatch.setattr("lipzoo.data.cifar.CIFAR10", unreachable)
     arguments = ["--run-dir", tmp_path / "run"]
     status, _, err = run(monkeypatch, capsys, *arguments, recipe=cifar_mlp.RECIPE)
     assert status == 2

@@ -95,6 +95,11 @@ UNUSED = [
     (digits_mlp.RECIPE, ["--spectral-wd", "0.5"], "--spectral-wd has no effect without --constraint spectral"),
     (digits_mlp.RECIPE, ["--optimizer", "adamw", "--polynomial", "polar-express"], "--polynomial has no effect"),
     (shakespeare_gpt.RECIPE, ["--epsilon", "0.1"], "--epsilon has no effect without normalization"),
+    (digits_mlp.RECIPE, ["--cooldown", "0.2"], "--cooldown has no effect without --schedule trapezoid"),
+    (digits_mlp.RECIPE, ["--cooldown-floor", "0"], "--cooldown-floor has no effect without --schedule trapezoid"),
+    (digits_mlp.RECIPE, ["--peak-at", "0.2"], "--peak-at has no effect without --schedule triangular"),
+    (digits_mlp.RECIPE, ["--schedule", "triangular", "--warmup-steps", "9"], "--warmup-steps has no effect beside"),
+    (digits_mlp.RECIPE, ["--rand-augment-size", "9"], "--rand-augment-size has no effect without --rand-augment"),
 ]
 
 
@@ -110,6 +115,9 @@ def test_flags_that_do_something_are_not():
     parse(digits_mlp.RECIPE, ["--constraint", "none", "--constraint-overrides", "head=svd-cap", "--sigma-max", "5"])
     parse(shakespeare_gpt.RECIPE, ["--constraint", "none", "--sigma-max-overrides"])
     parse(shakespeare_gpt.RECIPE, ["--constraint", "none"])  # What the recipe itself says may be idle.
+    parse(shakespeare_gpt.RECIPE, ["--schedule", "triangular", "--peak-at", "0.2"])
+    parse(digits_mlp.RECIPE, ["--schedule", "trapezoid", "--cooldown", "0.2", "--cooldown-floor", "0"])
+    parse(digits_mlp.RECIPE, ["--rand-augment", "2", "--rand-augment-size", "9"])
 
 
 def test_positions_are_held_by_no_constraint():

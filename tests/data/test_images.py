@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from lipzoo.data import Augment, DataConfig, Form, ShuffledBatches, Split, iterate
+from lipzoo.data.augment import Augmented
 from lipzoo.data.digits import load_digits
-from lipzoo.data.images import Augmented, as_pixels, randomize_labels
+from lipzoo.data.images import as_pixels, randomize_labels
 
 
 def numbered(count):
@@ -42,7 +43,7 @@ def test_the_stream_goes_on_from_a_saved_state():
 def test_mirroring_reverses_rows_of_about_half_of_the_images():
     augment = Augment((1, 2, 3), flip=True)
     split = numbered(100)
-    stream = iterate(ShuffledBatches(split, 100, 20, 0, Augmented(augment, augment.windows(split.input))))
+    stream = iterate(ShuffledBatches(split, 100, 20, 0, Augmented(augment, split.input)))
     mirrored = 0
     for batch in stream:
         plain = numbered(100).input[batch["label"]].reshape(-1, 2, 3)
@@ -56,7 +57,7 @@ def test_mirroring_reverses_rows_of_about_half_of_the_images():
 def test_shifted_images_are_windows_of_the_padded_image():
     image = np.random.default_rng(0).integers(0, 256, (300, 2 * 5 * 4), np.uint8)
     augment = Augment((2, 5, 4), shift=2)
-    shifted = augment.pick(augment.windows(image), np.arange(300), [0]).reshape(-1, 2, 5, 4)
+    shifted = Augmented(augment, image).pick(np.arange(300), [0]).reshape(-1, 2, 5, 4)
     seen = set()
     for x, y in zip(image.reshape(-1, 2, 5, 4), shifted, strict=True):
         places = [

@@ -139,7 +139,7 @@ def test_impossible_settings_are_refused(name):
 
 
 def test_the_vocabulary_is_padded():
-    assert config().complete().sizes == (50304, 50304)
+    assert config().complete().sizes[:2] == (50304, 50304)
     assert config().unit == ("tokens", 8)
 
 

@@ -102,14 +102,46 @@ SCHEDULES = [
     ("constant", lambda s: 1.0),
     ("sqrt", lambda s: 1 / (1 + np.sqrt(s // 512))),
     ("trapezoid", lambda s: 1.0 if s <= 60 else 1 - 0.9 * (s - 60) / 40),
+    ("triangular", lambda s: (s + 1) / 41 if s <= 40 else (100 - s) / 60),
 ]
 
 
 @pytest.mark.parametrize(("name", "formula"), SCHEDULES)
 def test_schedules_follow_their_formulas(name, formula):
     factor = schedule(name, 100)
-    for step in (0, 1, 59, 60, 61, 99):
+    for step in (0, 1, 39, 40, 41, 59, 60, 61, 99):
         assert float(factor(jnp.int32(step))) == pytest.approx(formula(step), abs=1e-6)
+
+
+PARTS = [
+    ({"schedule": "trapezoid", "cooldown": 0.1, "cooldown_floor": 0.0}, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ({"schedule": "trapezoid", "cooldown": 0.5, "cooldown_floor": 0.0}, [1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),
+    ({"schedule": "trapezoid", "cooldown": 0.5, "cooldown_floor": 0.5}, [1, 1, 1, 1, 1, 1, 0.9, 0.8, 0.7, 0.6]),
+    ({"schedule": "trapezoid", "cooldown": 1.0, "cooldown_floor": 1.0}, [1] * 10),
+    ({"schedule": "trapezoid", "cooldown": 0.5, "warmup_steps": 2}, [1 / 3, 2 / 3, *[1] * 5, 0.775, 0.55, 0.325]),
+    ({"schedule": "triangular", "peak_at": 0.5}, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 0.8, 0.6, 0.4, 0.2]),
+    (
+        {"schedule": "triangular", "peak_at": 0.5, "warmup_steps": 3},
+        [*[k / 6 for k in range(1, 7)], 0.8, 0.6, 0.4, 0.2],
+    ),
+    ({"schedule": "triangular", "peak_at": 0.0}, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+    ({"schedule": "triangular", "peak_at": 1.0}, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]),
+]
+
+
+@pytest.mark.parametrize(("options", "values"), PARTS, ids=[str(list(o.values())) for o, _ in PARTS])
+def test_where_schedules_rise_and_fall_is_asked_for(options, values):
+    factor = OptimizerConfig(**options).factor(10)
+    assert [float(factor(jnp.int32(s))) for s in range(10)] == pytest.approx(values, abs=1e-6)
+
+
+def test_one_step_is_at_the_peak_of_a_triangle():
+    assert float(schedule("triangular", 1)(jnp.int32(0))) == 1
+
+
+def test_a_triangle_needs_no_room_for_a_warm_up_that_it_does_not_have():
+    assert "--warmup-steps" in OptimizerConfig(warmup_steps=200).conflict(100)
+    assert OptimizerConfig(schedule="triangular", warmup_steps=200).conflict(100) is None
 
 
 @pytest.mark.parametrize("name", [row[0] for row in SCHEDULES])
@@ -132,6 +164,9 @@ def test_no_factor_exceeds_one_and_warm_up_rises(name, warmup):
         ({"weight_decay": -0.1}, "--weight-decay"),
         ({"weight_decay": float("inf")}, "--weight-decay"),
         ({"warmup_steps": 100}, "--warmup-steps"),
+        ({"cooldown": 0.0}, "--cooldown"),
+        ({"cooldown_floor": 1.1}, "--cooldown-floor"),
+        ({"peak_at": -0.1}, "--peak-at"),
         ({"optimizer": "adamw", "nesterov": True}, "--nesterov"),
     ],
 )

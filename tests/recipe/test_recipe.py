@@ -59,6 +59,12 @@ REFUSED = [
     ({"embedding_cap": 0.0, "beta2": 0.99999999}, "--beta2"),
     ({"embed_inflation": 0.5}, "--embed-inflation"),
     ({"random_shift": 9}, "--random-shift"),
+    ({"cutout": 9}, "--cutout 9 is more than the 8×8 pixels of digits"),
+    ({"cutout": 33, "data": "cifar100"}, "--cutout 33 is more than the 32×32 pixels of cifar100"),
+    ({"cutout": -1}, "--cutout"),
+    ({"rand_augment": 9}, "--rand-augment"),
+    ({"rand_augment_size": 11}, "--rand-augment-size"),
+    ({"peak_at": 1.5}, "--peak-at"),
     ({"constraint": "weight-decay"}, "--weight-decay above 0"),
     ({"weight_decay": 50.0}, "would flip the sign of layers.0"),
     ({"weight_decay": math.nan}, "--weight-decay"),
@@ -103,6 +109,7 @@ def test_ready_made_recipes_are_admitted_and_survive_json(recipe):
 
 DATA = [
     DataConfig("cifar10", random_shift=2),
+    DataConfig("cifar100", cutout=8, rand_augment=2, rand_augment_size=9),
     TextConfig(alphabet="abc", batch_size=3),
     TextConfig("shakespeare"),
     TokensConfig(),
