@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lipzoo.layers.base import AbstractModule
 from lipzoo.layers.compose import ConvexResidual, Sequential
-from lipzoo.layers.linear import Linear, Scale
+from lipzoo.layers.image import ChannelsLast, Patches, Shift
+from lipzoo.layers.linear import Linear, Pointwise, Scale
+from lipzoo.layers.stack import Stack
 from lipzoo.models.gpt import GPT
 from lipzoo.models.mlp import ACTIVATIONS, MLP
+from lipzoo.models.shiftnet import ACTIVATIONS as SHIFTNET_ACTIVATIONS
+from lipzoo.models.shiftnet import ShiftNet
 from lipzoo.theory.weight import weights
 from lipzoo.train.load import Loaded
 
@@ -20,8 +25,9 @@ if TYPE_CHECKING:
 def to_torch(model: Any) -> "nn.Module":
     """The module of `lipzoo/interop/torch_models.py` that computes what this model does, in evaluation mode.
 
-    `model` is an MLP or a GPT, or what `lipzoo.load` returns. The module takes an input without a batch, as the model
-    does; an MLP takes batches, too, of flat images. It holds copies, and its `state_dict()` has torch's usual names.
+    `model` is an MLP, a GPT or a ShiftNet, or what `lipzoo.load` returns. The module takes an input without a batch, as
+    the model does; models of images take batches, too, of flat ones. It holds copies, and its `state_dict()` has
+    torch's usual names.
 
     **Raises:** ImportError where PyTorch is not installed; TypeError if it is another kind of model.
     """
@@ -40,23 +46,52 @@ def to_torch(model: Any) -> "nn.Module":
 
 
 def _mlp(model: MLP) -> dict[str, Any]:
-    """The options that an MLP was built by, from its parts."""
+    """The options that an MLP was built by, from its parts. Raises TypeError if one is of another kind."""
     _, *layers = model.body.layers
     factor = 1.0
     if isinstance(layers[-1], Scale):
         factor, layers = layers[-1].factor, layers[:-1]
-    residuals = [layer for layer in layers if isinstance(layer, ConvexResidual)]
-    hidden = [layer.branch if isinstance(layer, ConvexResidual) else layer for layer in layers[:-1]]
-    acts = [layer.layers[1] for layer in hidden if isinstance(layer, Sequential)]
-    head = layers[-1]
-    assert isinstance(head, Linear)
+    *hidden, head = layers
+    alphas = {layer.alpha for layer in hidden if isinstance(layer, ConvexResidual)}
+    blocks = [layer.branch if isinstance(layer, ConvexResidual) else layer for layer in hidden]
+    acts = {block.layers[1] for block in blocks if _plain(block)}  # pyright: ignore[reportAttributeAccessIssue]
+    if type(head) is not Linear or not all(map(_plain, blocks)) or len(acts) > 1 or len(alphas) > 1:
+        raise TypeError("to_torch knows MLPs of plain matrices, and of no other layers")
+    names = [name for name, make in ACTIVATIONS.items() if make() in acts]
     return {
         "kind": "mlp",
         "depth": len(layers),
         "bias": head.bias is not None,
-        "activation": next((name for name, make in ACTIVATIONS.items() if acts and make() == acts[0]), "identity"),
-        "residual": residuals[0].alpha if residuals else 0.0,
+        "activation": names[0] if names else "identity",
+        "residual": alphas.pop() if alphas else 0.0,
         "final_scale": factor,
+    }
+
+
+def _plain(block: AbstractModule) -> bool:
+    """Whether it is a matrix and an activation."""
+    return type(block) is Sequential and len(block.layers) == 2 and type(block.layers[0]) is Linear
+
+
+def _shiftnet(model: ShiftNet) -> dict[str, Any]:
+    """The options that a ShiftNet was built by, from its parts."""
+    image, patches, stem, stack, *_ = model.body.layers
+    assert isinstance(image, ChannelsLast)
+    assert isinstance(patches, Patches)
+    assert isinstance(stem, Pointwise)
+    assert isinstance(stack, Stack)
+    assert isinstance(stack.blocks, Sequential)
+    shift, _, act = stack.blocks.layers
+    assert isinstance(shift, Shift)
+    if image.height != image.width:
+        raise ValueError(f"to_torch knows square images, and none of {image.height}×{image.width} pixels")
+    return {
+        "kind": "shiftnet",
+        "patch": patches.size,
+        "bias": stem.bias is not None,
+        "shift": shift.fraction,
+        "border": shift.border,
+        "activation": next(name for name, make in SHIFTNET_ACTIVATIONS.items() if make() == act),
     }
 
 
@@ -64,6 +99,6 @@ def _gpt(model: GPT) -> dict[str, Any]:
     return {"kind": "gpt", **dataclasses.asdict(model.config)}
 
 
-CONFIGS: Mapping[type, Callable[[Any], dict[str, Any]]] = {MLP: _mlp, GPT: _gpt}
+CONFIGS: Mapping[type, Callable[[Any], dict[str, Any]]] = {MLP: _mlp, GPT: _gpt, ShiftNet: _shiftnet}
 """By types of models: their options, as recipes name them. A family that is added here needs a class in `FAMILIES` of
 `lipzoo/interop/torch_models.py`."""

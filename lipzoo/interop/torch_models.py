@@ -6,28 +6,28 @@ logits = model(images)             # MLP: (…, pixels), in [0, 1], channels fir
 
 import json
 import math
+from collections.abc import Callable
 
 import torch  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 
+FUNCTIONS = {
+    "relu": nn.functional.relu,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+    "relu2": lambda x: nn.functional.relu(x) ** 2,
+    "abs": lambda x: torch.cat([(half := x.tensor_split(2, -1))[0].abs(), half[1]], -1),
+    "maxmin": lambda x: x.unflatten(-1, (-1, 2)).sort(dim=-1).values.flatten(-2),
+    "groupsort": lambda x: x.unflatten(-1, (-1, 8)).sort(dim=-1).values.flatten(-2),
+}
+"""Activations by their names in recipes."""
 
-class Activation(nn.Module):
-    """A function by its name in recipes; GELU is divided by a constant, sorts are of neighbours."""
 
-    def __init__(self, name: str, divisor: float = 1.129):
-        super().__init__()
-        self.name, self.divisor = name, divisor
-
-    def forward(self, x: Tensor) -> Tensor:
-        match self.name:
-            case "gelu":
-                return nn.functional.gelu(x, approximate="tanh") / self.divisor
-            case "maxmin" | "groupsort":
-                groups = x.unflatten(-1, (-1, 2 if self.name == "maxmin" else 8))
-                return groups.sort(dim=-1).values.flatten(-2)
-            case "relu2":
-                return nn.functional.relu(x) ** 2
-        return {"relu": nn.functional.relu, "tanh": torch.tanh, "identity": lambda x: x}[self.name](x)
+def activation(name: str, divisor: float = 1.129) -> Callable[[Tensor], Tensor]:
+    """A function by its name; GELU is divided by a constant."""
+    if name == "gelu":
+        return lambda x: nn.functional.gelu(x, approximate="tanh") / divisor
+    return FUNCTIONS[name]
 
 
 class MLP(nn.Module):
@@ -39,7 +39,7 @@ class MLP(nn.Module):
         shapes = [state[f"{name}.weight"].shape for name in names]
         linears = [nn.Linear(inner, outer, bias=config["bias"]) for outer, inner in shapes]
         self.layers, self.head = nn.ModuleList(linears[:-1]), linears[-1]
-        self.act, self.alpha, self.scale = Activation(config["activation"]), config["residual"], config["final_scale"]
+        self.act, self.alpha, self.scale = activation(config["activation"]), config["residual"], config["final_scale"]
 
     def forward(self, x: Tensor) -> Tensor:
         for index, layer in enumerate(self.layers):
@@ -90,7 +90,7 @@ class Block(nn.Module):
         self.config, self.lips, size = config, lips, width // config["heads"]
         self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
-        self.act = Activation(config["activation"], 1.0 if lips else config["gelu_divisor"])
+        self.act = activation(config["activation"], 1.0 if lips else config["gelu_divisor"])
         self.head_norm = Norm(config["epsilon"] / (size if lips else 1))
         self.convex = config["residual"] == "convex" and not lips
         self.alpha = config["residual_scale"] / (2 * config["depth"])
@@ -153,21 +153,54 @@ class GPT(nn.Module):
         return cap * torch.tanh(logits / cap) if cap else logits
 
 
-FAMILIES = {"mlp": MLP, "gpt": GPT}
+class ShiftNet(nn.Module):
+    """Patches → matrix → (some channels move by a pixel → matrix → activation)* → matrix, for square images."""
+
+    def __init__(self, config: dict, state: dict[str, Tensor]):
+        super().__init__()
+        (width, inner), (classes, entries) = state["stem.weight"].shape, state["head.weight"].shape
+        self.patch, self.rows, bias = config["patch"], math.isqrt(entries // width), config["bias"]
+        self.act, self.wrap = activation(config["activation"]), config["border"] == "circular"
+        self.moved, depth = round(width * config["shift"]) // 4, sum(name.endswith("mix.weight") for name in state)
+        self.stem, self.head = nn.Linear(inner, width, bias=bias), nn.Linear(entries, classes, bias=False)
+        blocks = (nn.ModuleDict({"mix": nn.Linear(width, width, bias=bias)}) for _ in range(depth))
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, p = self.rows, self.patch
+        patches = x.reshape(-1, self.stem.in_features // p**2, n, p, n, p).permute(0, 2, 4, 3, 5, 1)
+        y = self.stem(patches.flatten(3))
+        for block in self.blocks:
+            y = self.act(block["mix"](self.shift(y)))
+        return self.head(y.flatten(1)).reshape(*x.shape[:-1], -1)
+
+    def shift(self, x: Tensor) -> Tensor:
+        still, *parts = x.split([x.shape[-1] - 4 * self.moved, *[self.moved] * 4], dim=-1)
+        moves = ((1, 1), (1, -1), (2, 1), (2, -1))  # Down, up, right, left.
+        moved = [part.roll(by, axis) for part, (axis, by) in zip(parts, moves, strict=True)]
+        for part, (axis, by) in zip(moved, moves, strict=True):
+            if not self.wrap:
+                part.select(axis, 0 if by > 0 else -1).zero_()
+        return torch.cat([still, *moved], dim=-1)
+
+
+FAMILIES = {"mlp": MLP, "gpt": GPT, "shiftnet": ShiftNet}
 """By the `kind` of a recipe's model: what is called with its configuration and the state, and loads that."""
+OFF = {"layer": "plain", "potential": 0.0}
+"""Options that this file does not follow, and the only value of each that it takes."""
 
 
-def state_of(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+def state_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The names of modules from those of lipzoo. Rows of 8 bits have scales; blocks lie in one array."""
-    found, depth = {}, config.get("depth", 0)
+    found = {}
     for name, tensor in tensors.items():
         if name.endswith(":scale"):
             continue
         scale, tensor = tensors.get(f"{name}:scale"), tensor.float()
         tensor = tensor if scale is None else tensor * scale
         if name.startswith("blocks."):
-            for index in range(depth):
-                found |= _of_block(f"blocks.{index}.", name.removeprefix("blocks."), tensor[index])
+            for index, part in enumerate(tensor):
+                found |= _of_block(f"blocks.{index}.", name.removeprefix("blocks."), part)
         elif name.endswith(".bias"):
             found[name] = tensor[:, 0]
         else:  # The rows of a table are matrices of one column.
@@ -180,6 +213,8 @@ def _of_block(prefix: str, name: str, tensor: Tensor) -> dict[str, Tensor]:
     if name == "position":
         return {f"{prefix}position": tensor.flatten(1)}
     place, _, rest = name.partition(".")
+    if rest == "bias":
+        return {f"{prefix}{name}": tensor.flatten()}
     if rest:  # Of LipsFormer: attention.strength, mlp.center.gain.
         index, kind = int(place == "mlp"), rest.removeprefix("center.")
         target = f"strengths.{index}" if kind == "strength" else f"norms.{index}.{kind}"
@@ -188,10 +223,15 @@ def _of_block(prefix: str, name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def build(config: dict, tensors: dict[str, Tensor]) -> nn.Module:
-    """The module of a recipe's model with these weights, in evaluation mode."""
+    """The module of a recipe's model with these weights, to evaluate. Raises ValueError if there is no code for it."""
     if config["kind"] not in FAMILIES:
         raise ValueError(f"there is no PyTorch code for models of the family {config['kind']!r}")
-    state = state_of(tensors, config)
+    for name, only in OFF.items():
+        if config.get(name, only) != only:
+            raise ValueError(f"there is no PyTorch code for models with the option {name} {config[name]!r}")
+    if config.get("residual") == "potential":
+        raise ValueError("there is no PyTorch code for models with the option residual 'potential'")
+    state = state_of(tensors)
     model = FAMILIES[config["kind"]](config, state)
     model.load_state_dict(state)
     return model.eval()

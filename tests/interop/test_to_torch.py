@@ -2,15 +2,18 @@
 
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lipzoo
+from lipzoo.data.config import Sizes
 from lipzoo.export import export
 from lipzoo.models import GPT, MLP, GPTConfig, Linear, Sequential
 from lipzoo.models.families import FAMILIES
+from lipzoo.models.shiftnet import ShiftNet, ShiftNetConfig
 from lipzoo.theory.weight import Weight, map_weights
 
 CLOSE = 1e-5
@@ -68,6 +71,23 @@ def test_a_gpt_gives_the_same_logits(options, torch, getkey):
     check(torch, model, lipzoo.to_torch(model), jax.random.randint(getkey(), (13,), 0, 11))
 
 
+SHIFTNETS = [
+    {},
+    {"activation": "abs", "border": "circular", "bias": False, "patch": 2, "shift": 1.0},
+    {"activation": "groupsort", "depth": 1, "shift": 0.25},
+    {"activation": "relu", "patch": 1, "head": "rows"},
+]
+
+
+@pytest.mark.parametrize("options", SHIFTNETS, ids=str)
+def test_a_shiftnet_gives_the_same_logits(options, torch, getkey):
+    config = ShiftNetConfig(**{"depth": 2, "width": 16, "zero_init": False, **options})
+    model = random(ShiftNet(Sizes(192, 5, (3, 8, 8)), config, key=getkey()))
+    module = lipzoo.to_torch(model)
+    check(torch, model, module, jax.random.normal(getkey(), (3, 192)))
+    assert module(torch.zeros(192)).shape == (5,)
+
+
 def test_a_file_is_read_by_the_code_that_can_be_copied(torch, digits_run, tmp_path, getkey):
     from lipzoo.interop import torch_models
 
@@ -99,8 +119,9 @@ def test_the_zoo_runs_in_torch(torch, getkey):
     for name, path in entries().items():
         loaded = lipzoo.load(f"zoo:{name}")
         if loaded.recipe.to_json()["model"]["kind"] in torch_models.FAMILIES:
-            size, _ = loaded.recipe.data.sizes
-            check(torch, loaded.model, torch_models.load(str(path)), jax.random.uniform(getkey(), (2, size)))
+            size, text = loaded.recipe.data.sizes[0], isinstance(loaded.model, GPT)
+            x = jax.random.randint(getkey(), (9,), 0, size) if text else jax.random.uniform(getkey(), (2, size))
+            check(torch, loaded.model, torch_models.load(str(path)), x)
 
 
 def test_the_file_imports_nothing_of_this_library():
@@ -122,13 +143,26 @@ def test_families_that_torch_does_not_know_are_told(torch):
     assert set(torch_models.FAMILIES) <= set(FAMILIES)
     with pytest.raises(ValueError, match="no PyTorch code for models of the family 'other'"):
         torch_models.build({"kind": "other"}, {})
+    for name, value in (("layer", "aol"), ("potential", 1.0), ("residual", "potential")):
+        with pytest.raises(ValueError, match=f"no PyTorch code for models with the option {name} "):
+            torch_models.build({"kind": "mlp", name: value}, {})
 
 
 def test_models_that_are_not_known_are_told(getkey):
     linear = Linear(Weight(jax.random.normal(getkey(), (2, 2)), "w"))
     for value, name in ((Sequential([linear]), "Sequential"), (3, "int"), (None, "NoneType")):
-        with pytest.raises(TypeError, match=f"to_torch knows MLP, GPT, and no {name}"):
+        with pytest.raises(TypeError, match=f"to_torch knows MLP, GPT, ShiftNet, and no {name}"):
             lipzoo.to_torch(value)
+
+
+def test_an_mlp_of_other_layers_is_told(torch, getkey):
+    model = MLP(4, 4, 4, key=getkey())
+    for place in (1, 2, 3):
+        layers = list(model.body.layers)
+        layers[place] = Sequential([layers[place]])
+        other = eqx.tree_at(lambda m: m.body, model, Sequential(layers))
+        with pytest.raises(TypeError, match="to_torch knows MLPs of plain matrices"):
+            lipzoo.to_torch(other)
 
 
 def test_without_torch_it_says_what_to_install(monkeypatch, getkey):
