@@ -20,13 +20,21 @@ if TYPE_CHECKING:
     from lipzoo import optim as optim
     from lipzoo import testing as testing
     from lipzoo.certify.certificate import Certificate as Certificate
+    from lipzoo.interop.from_layers import from_layers as from_layers
+    from lipzoo.interop.to_torch import to_torch as to_torch
     from lipzoo.theory import space as space
     from lipzoo.theory.bound import Bound as Bound
     from lipzoo.train.load import load as load
 
 __version__ = VERSION
 
-HOMES = {"Bound": "lipzoo.theory.bound", "Certificate": "lipzoo.certify.certificate", "load": "lipzoo.train.load"}
+HOMES = {
+    "Bound": "lipzoo.theory.bound",
+    "Certificate": "lipzoo.certify.certificate",
+    "from_layers": "lipzoo.interop.from_layers",
+    "load": "lipzoo.train.load",
+    "to_torch": "lipzoo.interop.to_torch",
+}
 ROOMS = {
     **{name: f"lipzoo.{name}" for name in ("constraints", "models", "optim", "testing")},
     "space": "lipzoo.theory.space",

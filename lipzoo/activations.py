@@ -34,7 +34,7 @@ class CommandLine:
     """What can be said on the command line."""
 
     checkpoint_dir: Annotated[UserPath, tyro.conf.Positional]
-    """A run, its checkpoints folder, or one step in it. The newest step is taken."""
+    """A run, its checkpoints folder, or one step in it; the newest step is taken. Or an exported file, or zoo:NAME."""
     windows: Count = 8
     """Windows of the test split to look at: the first ones."""
 

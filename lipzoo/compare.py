@@ -44,7 +44,7 @@ class CommandLine:
     """What can be said on the command line."""
 
     first: Annotated[UserPath, tyro.conf.Positional]
-    """A run, its checkpoints folder, or one step in it. The newest step is taken."""
+    """A run, its checkpoints folder, or one step in it; the newest step is taken. Or an exported file, or zoo:NAME."""
     second: Annotated[UserPath, tyro.conf.Positional]
     """Another one of the same architecture: fine-tuned, pruned, averaged, or trained from another seed."""
     examples: Count = 1024

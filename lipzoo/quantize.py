@@ -46,7 +46,7 @@ class CommandLine:
     """What can be said on the command line."""
 
     run: Annotated[UserPath, tyro.conf.Positional]
-    """A run, its checkpoints folder, or one step in it. The newest step is taken."""
+    """A run, its checkpoints folder, or one step in it; the newest step is taken. Or an exported file, or zoo:NAME."""
     out: Annotated[UserPath, tyro.conf.Positional]
     """Where to write the quantized run. Every tool takes it; no training can go on from it."""
     format: FormatName = "int8"
@@ -158,7 +158,7 @@ def quantize(run: Path, out: Path, kind: FormatName, examples: int, watch: Wait)
         raise UserError(f"{loaded.path} is stored as {loaded.stored} already: quantize the original")
     if not all(np.isfinite(np.asarray(w.array)).all() for w in weights(loaded.model)):
         raise UserError(f"{loaded.path} holds weights that are no numbers: nothing can be proved of it")
-    if run_of(loaded.path).resolve() in (out.resolve(), *out.resolve().parents):
+    if not loaded.path.is_file() and run_of(loaded.path).resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"{out} lies in the run itself: choose another directory")
     if (out / "recipe.json").exists() or (out / "checkpoints").exists():
         raise UserError(f"{out} already holds a run: choose another directory")
@@ -173,14 +173,14 @@ def quantize(run: Path, out: Path, kind: FormatName, examples: int, watch: Wait)
         raise UserError(f"cannot write to {out} ({error.strerror}): choose another directory") from error
     path = save_weights(out, loaded.step, arrays, loaded.recipe, kind)
     comparison = compare(loaded.path, path, examples)
-    sizes = _bytes(loaded.path / "model"), _bytes(path / "model")
+    sizes = _bytes(loaded.path if loaded.path.is_file() else loaded.path / "model"), _bytes(path / "model")
     found = Quantized(kind, comparison, sizes, evaluate(loaded.model), evaluate(comparison.second.model))
     write_text(out / "quantization.json", json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n")
     return found
 
 
 def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in (folder, *folder.rglob("*")) if path.is_file())
 
 
 def _main() -> int:

@@ -41,7 +41,7 @@ class CommandLine:
     """What can be said on the command line."""
 
     checkpoint_dir: Annotated[UserPath, tyro.conf.Positional]
-    """A run, its checkpoints folder, or one step in it. The newest step is taken."""
+    """A run, its checkpoints folder, or one step in it; the newest step is taken. Or an exported file, or zoo:NAME."""
     prompt: str = ""
     """Text to go on from; by default what begins a document, or the first character of the alphabet, a new line."""
     length: Whole = 500

@@ -32,11 +32,14 @@ def certify(
     It covers the rounding of a network that runs in `dtype`, by default in that in which it was trained. Shows on the
     console, by default on stderr, how far it is.
 
-    **Returns:** the certificate, its JSON, and where that was written (None where the run cannot be written to).
+    **Returns:** the certificate, its JSON, and where that was written (None where the run cannot be written to, and of
+    an exported file, which holds one).
     """
     loaded = load(directory)
-    certificate = _certificate(loaded, console, tighten, dtype)
+    certificate = certificate_of(loaded, console, tighten, dtype)
     text = json.dumps(to_json(certificate, loaded), indent=2, allow_nan=False) + "\n"
+    if loaded.path.is_file():
+        return certificate, text, None
     path = run_of(loaded.path) / "certificate.json"
     try:
         write_text(path, text)
@@ -46,7 +49,10 @@ def certify(
     return certificate, text, path
 
 
-def _certificate(loaded: Loaded, console: Console | None, tighten: int, dtype: Format | None) -> Certificate:
+def certificate_of(
+    loaded: Loaded, console: Console | None = None, tighten: int = STEPS, dtype: Format | None = None
+) -> Certificate:
+    """The certificate of a loaded model, in the words of `certify`. Raises UserError if there is none."""
     _, window = loaded.recipe.data.unit
     runs_in = arithmetic_of(loaded, dtype)
     try:

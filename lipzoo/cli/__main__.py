@@ -15,6 +15,8 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "evaluate": ("lipzoo.evaluate", "clean, certified and attacked accuracy of classifiers"),
     "compare": ("lipzoo.compare", "prove how far two checkpoints can be from each other"),
     "quantize": ("lipzoo.quantize", "store weights in fewer bits, with a proof of what that changes"),
+    "export": ("lipzoo.export", "write weights with their certificate to one safetensors file"),
+    "zoo": ("lipzoo.zoo", "list the trained models that come with the library"),
     "sweep": ("lipzoo.sweep", "many runs of a recipe, each certified: sweep RECIPE --lr log:0.01:1:8 --seed 0 1"),
     "frontier": ("lipzoo.frontier", "draw what a sweep found against the certified bound, with the best settings"),
     "sample": ("lipzoo.sample", "generate text with a trained transformer"),

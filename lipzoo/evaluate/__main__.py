@@ -32,7 +32,8 @@ class CommandLine:
     """What can be said on the command line."""
 
     checkpoint_dirs: Annotated[tuple[UserPath, ...], tyro.conf.Positional]
-    """Runs, their checkpoints folders, or steps in them. Of each the newest step is taken."""
+    """Runs, their checkpoints folders, or steps in them; of each the newest step is taken. Or exported files, or
+    zoo:NAME."""
     epsilons: tuple[str, ...] | None = None
     """ℓ₂ distances of pixels in [0, 1], as numbers or fractions (default: 36, 72, 108, 255 /255); with --prompt, RMS
     distances of embedded tokens (default: 0.001, 0.01, 0.1)."""

@@ -181,6 +181,7 @@ def _attack(
 def write(evaluation: Evaluation, run: Path) -> list[Path]:
     """Writes evaluation.json, radii.npz and, of images that were attacked, adversaries.npz into a folder."""
     text = json.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n"
+    run.mkdir(parents=True, exist_ok=True)
     write_text(run / "evaluation.json", text)
     evaluation.radii.save(run / "radii.npz", evaluation.local)
     paths = [run / "evaluation.json", run / "radii.npz"]

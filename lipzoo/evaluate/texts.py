@@ -144,6 +144,7 @@ def evaluate_prompt(directory: Path, text: str, epsilons: Sequence[float], subst
 
 def write_prompt(evaluation: PromptEvaluation, run: Path) -> Path:
     """Writes prompt.json into a folder."""
+    run.mkdir(parents=True, exist_ok=True)
     write_text(run / "prompt.json", json.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n")
     return run / "prompt.json"
 

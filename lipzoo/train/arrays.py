@@ -38,7 +38,7 @@ def read_arrays(step: Path, item: str, like: Arrays) -> Arrays:
     def abstract(key: str, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding[CLOCK if RETIRED.fullmatch(key) else _name(key)])
 
-    arrays = _read(step, item, {name: (tuple(x.shape), np.dtype(x.dtype)) for name, x in like.items()}, abstract)
+    arrays = _read(step, item, shapes_of(like), abstract)
     _compare(step, item, checksums(arrays))
     with reading(step, item):
         kept = {key: array for key, array in arrays.items() if not RETIRED.fullmatch(key)}
@@ -130,6 +130,11 @@ def _like(key: str, array: jax.Array, like: Any) -> jax.Array:
 
     parts = [jax.device_put(convert(shard.data), shard.device) for shard in array.addressable_shards]
     return jax.make_array_from_single_device_arrays(like.shape, like.sharding, parts)
+
+
+def shapes_of(arrays: Mapping[str, Any]) -> Shapes:
+    """Shapes and types by name."""
+    return {name: (tuple(x.shape), np.dtype(x.dtype)) for name, x in arrays.items()}
 
 
 def weight_arrays(model: AbstractModule) -> Arrays:

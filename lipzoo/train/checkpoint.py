@@ -29,8 +29,8 @@ from lipzoo.models import AbstractModule
 from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.system.files import plain
-from lipzoo.train.arrays import check_arrays, read_arrays, weight_arrays, with_arrays
-from lipzoo.train.contents import about, items, parts_of, shapes_of, storable, validation_loss, with_rest
+from lipzoo.train.arrays import check_arrays, read_arrays, shapes_of, weight_arrays, with_arrays
+from lipzoo.train.contents import about, items, parts_of, storable, validation_loss, with_rest
 from lipzoo.train.digests import Arrays
 from lipzoo.train.load import Loaded as Loaded
 from lipzoo.train.load import load as load

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from lipzoo.models import AbstractModule
@@ -17,7 +16,7 @@ from lipzoo.system.errors import UserError
 from lipzoo.system.files import write_text
 from lipzoo.system.version import VERSION
 from lipzoo.theory.weight import map_weights, weights
-from lipzoo.train.arrays import Shapes, check_arrays, weight_arrays
+from lipzoo.train.arrays import check_arrays, shapes_of, weight_arrays
 from lipzoo.train.digests import Arrays, checksums, json_digest
 from lipzoo.train.load import Loaded as Loaded
 from lipzoo.train.load import load as load
@@ -78,10 +77,6 @@ def validation_loss(step: Path) -> float:
     """The loss noted with a step, infinite if there is none. Raises Damaged."""
     loss = read_about(step).get("metrics", {}).get("val_loss", math.inf)
     return loss if isinstance(loss, float) and not math.isnan(loss) else math.inf
-
-
-def shapes_of(arrays: Mapping[str, Any]) -> Shapes:
-    return {name: (tuple(x.shape), np.dtype(x.dtype)) for name, x in arrays.items()}
 
 
 def parts_of(state: State) -> dict[str, Arrays]:

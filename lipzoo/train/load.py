@@ -16,10 +16,21 @@ from lipzoo.recipe.recipe import Recipe
 from lipzoo.system.errors import UserError
 from lipzoo.system.version import VERSION
 from lipzoo.theory.weight import weights
-from lipzoo.train.arrays import read_arrays, with_arrays
+from lipzoo.train.arrays import Shapes, read_arrays, shapes_of, with_arrays
 from lipzoo.train.digests import Arrays, digest
+from lipzoo.train.exported import read as read_file
 from lipzoo.train.packed import PACKINGS, packed_like, unpacked
-from lipzoo.train.reading import Damaged, check_files, find_steps, read_about, read_recipe, step_number
+from lipzoo.train.reading import (
+    Damaged,
+    check_files,
+    find_steps,
+    read_about,
+    read_recipe,
+    reading,
+    step_number,
+    usable_recipe,
+)
+from lipzoo.train.zoo import located
 
 TOGETHER = 4096
 """Images that `Loaded.predict` looks at in one piece."""
@@ -57,47 +68,101 @@ def _run(model: AbstractModule, pixels: Float[Array, "n pixels"]) -> Float[Array
     return jax.vmap(model)(pixels)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+    """What a checkpoint or an exported file holds: arrays as they lie there, in the format `stored`, and of what."""
+
+    arrays: Arrays
+    recipe: Recipe
+    path: Path
+    step: int
+    stored: str = "float32"
+
+    def loaded(self, device: Sharding) -> Loaded:
+        """The model with these weights. Raises Damaged."""
+        model = self.recipe.abstract_model()
+        arrays = self.arrays if self.stored == "float32" else unpacked(model, self.arrays, device)
+        return Loaded(with_arrays(model, arrays), self.recipe, self.path, self.step, digest(arrays), self.stored)
+
+
 def load(directory: str | Path, device: Sharding | None = None, item: str = "model") -> Loaded:
     """The model of the newest checkpoint under `directory`, built from the recipe stored with it.
 
     **Arguments:**
 
-    - `directory`: a run, its `checkpoints` folder, or one step.
+    - `directory`: a run, its `checkpoints` folder, or one step; a file of `lipzoo export`; or `zoo:NAME`, a model that
+      comes with the library (`lipzoo zoo` lists them).
     - `device`: where to put the weights; by default the first device.
     - `item`: `model`, or `average` for the mean of a run's weights (`--ema`).
 
     **Raises:** UserError if there is no checkpoint or it is damaged. A tool must not silently speak of other weights
     than those asked for, so there is no falling back here; the message names the steps that are left.
     """
-    steps = find_steps(Path(directory))
+    return load_stored(directory, device, item)[1]
+
+
+def load_stored(directory: str | Path, device: Sharding | None = None, item: str = "model") -> tuple[Stored, Loaded]:
+    """As `load`, with the arrays as they are stored beside the model."""
+    device = device or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    path = located(directory)
+    if path.is_file():
+        return _of_file(path, device, item)
+    steps = find_steps(path)
     if not steps:
         raise UserError(f"{directory} holds no finished checkpoint: has the run reached --save-interval?")
     step, *others = steps
     try:
-        return _load(step, device or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), item)
+        stored = _of_step(step, device, item)
+        return stored, stored.loaded(device)
     except Damaged as error:
         hint = f"; try {others[0]}" if others else ""
         raise UserError(f"the checkpoint {step} {error.says}: {error}{hint}") from error
 
 
-def _load(step: Path, device: Sharding, item: str) -> Loaded:
+def _of_step(step: Path, device: Sharding, item: str) -> Stored:
     check_files(step)
     recipe, number = read_recipe(step), _held_step(step)
-    abstract, stored = recipe.abstract_model(), read_about(step).get("stored", "float32")
-    arrays = _read_weights(step, item, abstract, stored, device)
+    stored = read_about(step).get("stored", "float32")
+    arrays = read_arrays(step, item, _like(recipe, stored, device, step))
     if step_number(step) not in (None, number):
         print(f"warning: {step} holds step {number}", file=sys.stderr)
-    return Loaded(with_arrays(abstract, arrays), recipe, step, number, digest(arrays), stored)
+    return Stored(arrays, recipe, step, number, stored)
 
 
-def _read_weights(step: Path, item: str, model: AbstractModule, stored: str, device: Sharding) -> Arrays:
-    """The arrays of a model's weights, in whatever format they are stored."""
+def _like(recipe: Recipe, stored: str, device: Sharding, path: Path) -> Arrays:
+    """Shapes and types of the arrays of a model's weights, in whatever format they are stored."""
+    model = recipe.abstract_model()
     if stored == "float32":
-        like = {w.name: jax.ShapeDtypeStruct(w.array.shape, w.array.dtype, sharding=device) for w in weights(model)}
-        return read_arrays(step, item, like)
+        return {w.name: jax.ShapeDtypeStruct(w.array.shape, w.array.dtype, sharding=device) for w in weights(model)}
     if stored not in PACKINGS:
-        raise UserError(f"the weights of {step} are stored as {stored}, which lipzoo {VERSION} does not know")
-    return unpacked(model, read_arrays(step, item, packed_like(model, PACKINGS[stored], device)), device)
+        raise UserError(f"the weights of {path} are stored as {stored}, which lipzoo {VERSION} does not know")
+    return packed_like(model, PACKINGS[stored], device)
+
+
+def _of_file(path: Path, device: Sharding, item: str) -> tuple[Stored, Loaded]:
+    """What an exported file holds, once it is seen to be what it says. Raises UserError."""
+    try:
+        with reading(path):
+            arrays, notes = read_file(path)
+            if item not in ("model", notes["weights"]):
+                raise UserError(f"{path} holds one set of weights, and no mean beside it: export that from the run")
+            recipe = usable_recipe(notes["recipe"], notes["lipzoo"], path)
+            _check_same(path, shapes_of(arrays), shapes_of(_like(recipe, notes["stored"], device, path)))
+            placed = {name: jax.device_put(array, device) for name, array in arrays.items()}
+            stored = Stored(placed, recipe, path, int(notes["step"]), notes["stored"])
+            loaded = stored.loaded(device)
+            if {loaded.sha256} != {notes["weights_sha256"], notes["certificate"]["weights_sha256"]}:
+                raise Damaged("its certificate is about other weights")
+            return stored, loaded
+    except Damaged as error:
+        raise UserError(f"{path} is damaged, or no file of lipzoo export: {error}") from error
+
+
+def _check_same(path: Path, found: Shapes, wanted: Shapes) -> None:
+    """Raises UserError, with names, unless a file holds what its recipe's model has."""
+    if different := sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n)):
+        names = ", ".join(different[:3])
+        raise UserError(f"{path} holds the weights of another model than that of its recipe: {names}")
 
 
 def _held_step(step: Path) -> int:

@@ -82,7 +82,9 @@ def find_steps(directory: Path) -> list[Path]:
     """The checkpoints that a run, its `checkpoints` folder, or a single step holds, newest first."""
     directory = Path(os.path.abspath(expanded(directory)))  # So that `.` has a name.
     if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory: give a run, its checkpoints folder, or one step in it")
+        raise UserError(
+            f"{directory} is not a directory: give a run, its checkpoints folder, one step in it, or an exported file"
+        )
     if (directory / "recipe").is_dir():
         return [directory]
     folder = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
@@ -129,19 +131,26 @@ def read_about(step: Path) -> dict[str, Any]:
 
 
 def run_of(step: Path) -> Path:
-    """The run that a checkpoint lies in."""
+    """The run that a checkpoint lies in; of an exported file, runs/NAME, where what tools find out about it goes."""
+    if step.is_file():
+        return Path("runs") / step.stem
     return step.parent.parent if step.parent.name == "checkpoints" else step.parent
 
 
 def read_recipe(step: Path) -> Recipe:
     """The recipe that a checkpoint was trained by. Raises Damaged, or UserError if its version is another."""
     about = read_about(step)
+    return usable_recipe(about["recipe"], about["lipzoo"], step)
+
+
+def usable_recipe(value: object, version: str, path: Path) -> Recipe:
+    """A stored recipe that there is a model of. Raises UserError, which names where it was stored."""
     try:
-        recipe = Recipe.from_json(about["recipe"], about["lipzoo"])
+        recipe = Recipe.from_json(value, version)
     except UserError as error:
-        raise UserError(f"cannot use the checkpoint {step}: {error}") from error
+        raise UserError(f"cannot use the checkpoint {path}: {error}") from error
     if refusal := recipe.model.conflict():
-        raise UserError(f"cannot use the checkpoint {step}: there is no model of its recipe: {refusal}")
+        raise UserError(f"cannot use the checkpoint {path}: there is no model of its recipe: {refusal}")
     return recipe
 
 
