@@ -47,6 +47,10 @@ TOY = (
 SHORT = {
     "recipes.digits_mlp": IMAGES,
     "recipes.cifar_mlp": IMAGES,
+    "recipes.cifar_shiftnet": f"{IMAGES} --size xs --depth 1 --width 8",
+    "recipes.cifar_convnet": f"{IMAGES} --depth 1",
+    "recipes.cifar_vit": f"{IMAGES} --depth 1 --width 8 --heads 2",
+    "recipes.digits_convnet": f"{IMAGES} --depth 1",
     "recipes.shakespeare_gpt": TEXT,
     "recipes.gpt145m": TOKENS,
     "recipes.ebc_ablation": TOY,
@@ -90,6 +94,9 @@ SHORT = {
 """What is added to the command line of each module, after what the document says."""
 EMBEDDED = {
     "recipes.cifar_mlp": ("cifar-10-batches-bin", "--data digits"),
+    "recipes.cifar_shiftnet": ("cifar-10-batches-bin", "--data digits --patch 2"),
+    "recipes.cifar_convnet": ("cifar-10-batches-bin", "--data digits --patch 1"),
+    "recipes.cifar_vit": ("cifar-10-batches-bin", "--data digits --patch 2"),
     "recipes.shakespeare_gpt": ("tinyshakespeare", "--data pydoc"),
     "recipes.ebc_ablation": ("tinyshakespeare", "--data synthetic"),
     "benchmarks.ebc_step": ("tinyshakespeare", "--data synthetic"),
@@ -98,6 +105,7 @@ EMBEDDED = {
 """What is added where these real data are not at hand."""
 NEEDS = {
     "lipzoo.sweep cifar_mlp": "cifar-10-batches-bin",
+    "recipes.cifar_shiftnet --data cifar100": "cifar-100-binary",
     "benchmarks.spikes": "cifar-10-batches-bin",
     "benchmarks.cifar_table": "cifar-10-batches-bin",
     "benchmarks.shakespeare_table": "tinyshakespeare",
