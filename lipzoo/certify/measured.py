@@ -4,22 +4,24 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from lipzoo.theory.geometry import Geometry
 from lipzoo.theory.weight import Weight, exact_norm
 
-Place = tuple[int, tuple[int, ...], tuple[int, ...], str]
+Place = tuple[int, tuple[int, ...], tuple[int, ...], str, Geometry]
 
 
 def place_of(weight: Weight) -> Place:
-    """Where the numbers of a weight lie in memory, and how."""
+    """Where the numbers of a weight lie in memory, how, and as what they are measured."""
     array = np.asarray(weight.array)
-    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str
+    where = array.__array_interface__["data"][0]
+    return where, array.shape, array.strides, array.dtype.str, weight.geometry
 
 
 class ExactNorms:
     """`exact_norm`, each computed once: a bound may look at a weight as a whole and head by head.
 
-    `measured` is what was asked for. It is known again by the memory that it lies in, whatever it is called, and kept,
-    so that no other array can come to lie there.
+    `measured` is what was asked for. It is known again by the memory that it lies in and its geometry, whatever it is
+    called, and kept, so that no other array can come to lie there.
     """
 
     def __init__(self, watch: Callable[[int], None] = lambda done: None):

@@ -79,6 +79,8 @@ class Attention(AbstractModule):
     def _check_shapes(self) -> None:
         width = self.out.array.shape[-1]
         check_axes(self.out, "the output matrix of an attention", "(d, d)")
+        for weight in (self.q, self.k, self.v, self.out):
+            weight.geometry.check_multiplied(weight.name)
         shapes = {(width, width), (self.heads, width // self.heads, width)}
         if not {weight.array.shape for weight in (self.q, self.k, self.v)} <= shapes:
             raise ValueError(f"q, k and v of {self.heads} heads must have one of the shapes {shapes}")

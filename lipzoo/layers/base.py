@@ -174,7 +174,7 @@ class AbstractStack(AbstractModule):
 
 def _a_priori(module: AbstractModule) -> str:
     """What the caps alone say, where the module knows what it takes and can be bounded."""
-    # Caps and shapes are all that it takes: real arrays would be cut into blocks, abstract ones cannot be.
+    # Caps and shapes suffice: real arrays would be cut into blocks, abstract ones cannot be.
     hollow = map_weights(lambda w: w.with_array(np.broadcast_to(np.float32(0), w.array.shape)), module)
     try:
         space = module.takes
@@ -217,7 +217,6 @@ def check_weight(value: Any, who: str, shape_of: str) -> None:
 
 def check_axes(weight: Weight, who: str, shape_of: str = "(out, in)") -> None:
     """Raises ValueError unless an array has this shape, as in `(size, 1, 1)`; an ensemble built by vmap has more axes.
-
     A gain whose matrices had more entries than one would be measured by all of them, and multiply by one.
     """
     shape, wanted = weight.array.shape, shape_of.strip("()").split(", ")
@@ -241,6 +240,7 @@ def _describe(weight: Weight) -> str:
 def check_column(bias: Weight, size: int) -> None:
     """Raises ValueError unless a bias is one column of so many entries."""
     check_axes(bias, "a bias", "(size, 1)")
+    bias.geometry.check_multiplied(bias.name)
     if bias.array.shape[0] != size:
         raise ValueError(f"{bias.name} has {bias.array.shape[0]} entries, but {size} are added to")
 

@@ -37,6 +37,7 @@ class Embedding(AbstractModule):
         Rows that run may be others; embedded tokens that are no rows are rounded as any input is.
         """
         check_axes(self.table, "an embedding", "(count, size, 1)")
+        self.table.geometry.check_multiplied(self.table.name)
         count, size, _ = self.table.array.shape
         if incoming.space != Symbols(count):
             raise SpaceError(f"{self.table.name} takes {Symbols(count)}, but was given {incoming.space}")

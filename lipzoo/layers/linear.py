@@ -75,6 +75,7 @@ class Pointwise(AbstractModule):
 def _affine(weight: Weight, bias: Weight | None, incoming: Bound, pixels: tuple[int, ...], measure: Measure) -> Bound:
     """The bound of Wx + b on the last axis of an array."""
     check_axes(weight, "a matrix")
+    weight.geometry.check_multiplied(weight.name)
     if bias is not None:
         check_column(bias, weight.array.shape[0])
     image = incoming.scale(measure(weight)).to(Vector((*pixels, weight.array.shape[0])))
@@ -158,6 +159,7 @@ class Affine(AbstractModule):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(max|γ|·r + ‖β‖, max|γ|·L). What runs is off by max|γ̂ - γ|·r, and rounds product and sum."""
         check_axes(self.gain, "a gain", "(size, 1, 1)")
+        self.gain.geometry.check_multiplied(self.gain.name)
         if self.bias is not None:
             check_column(self.bias, self.gain.array.shape[0])
         _check_last(incoming, self.gain, "Affine")

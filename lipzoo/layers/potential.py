@@ -38,10 +38,10 @@ class PotentialResidual(AbstractModule):
     step: float = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.inner, Linear | Pointwise | Conv2d):
+        if type(self.inner) not in (Linear, Pointwise, Conv2d):  # Others may compute something else.
             name = type(self.inner).__name__
             raise TypeError(f"a potential residual takes a Linear, a Pointwise or a Conv2d, got {name}")
-        if not isinstance(self.activation, ReLU | Tanh):
+        if type(self.activation) not in (ReLU, Tanh):
             raise TypeError(
                 f"a potential residual takes ReLU or Tanh, whose slopes lie in [0, 1] and which act on entries by "
                 f"themselves: with {type(self.activation).__name__} it can be steeper than 1"

@@ -41,6 +41,7 @@ class WeightedResidual(AbstractResidual):
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(r + max|α|·r_f, L + max|α|·L_f). What runs is off by max|α̂ - α|·r_f, and rounds the product, and the sum."""
         check_axes(self.strength, "a strength", "(size, 1, 1)")
+        self.strength.geometry.check_multiplied(self.strength.name)
         incoming.tokens("WeightedResidual", self.strength.array.shape[0])
         strengths = measure(self.strength)
         image = self.branch.bound(incoming, measure)

@@ -10,8 +10,9 @@ what a network in bfloat16 or float8 rounds comes on top. Schedules multiply a s
 factor up to 1: ‖Z - W‖ is then no larger, and ‖Z‖ at most c or what it is at 1, whichever is larger.
 
 Then no logit of n moves by more than √n·e, no difference of two logits by more than g = √(2n)·e, and with temperature t
-no loss by more than tg, and no prediction by more than KL ≤ min((tg)²/8, tg): log E exp(Δ) - E Δ is at most an eighth
-of the squared range of Δ (Hoeffding's lemma), and at most the range.
+no cross-entropy of fixed margins and labels by more than tg (of other losses nothing is said), and no prediction by
+more than KL ≤ min((tg)²/8, tg): log E exp(Δ) - E Δ is at most an eighth of the squared range of Δ (Hoeffding's lemma),
+and at most the range.
 """
 
 import dataclasses
@@ -48,13 +49,14 @@ class LargestStep:
     **Attributes:**
 
     - `rms`: how far the logits of an image or a token move, an RMS norm; infinite where nothing is proved.
-    - `classes`, `temperature`: how many logits there are, and by what the loss multiplies them.
+    - `classes`, `temperature`, `loss_name`: how many logits there are, by what the loss multiplies them; which it is.
     - `free`: the weights that no cap holds. `silent`: the modules that do not say how far they can be off.
     """
 
     rms: float
     classes: int
     temperature: float
+    loss_name: str = "cross-entropy"
     free: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
 
@@ -64,14 +66,19 @@ class LargestStep:
         return math.sqrt(self.classes) * self.rms * (1 + 2.0**-40)
 
     @property
-    def loss(self) -> float:
-        """How far the loss of one image or token moves, in nats."""
+    def range(self) -> float:
+        """How far the difference of two logits that the loss sees moves: a cross-entropy by no more nats."""
         return self.temperature * math.sqrt(2) * self.logit * (1 + 2.0**-40)
+
+    @property
+    def loss(self) -> float:
+        """How far the loss of one image or token moves, in nats; infinite where it is no cross-entropy."""
+        return self.range if self.loss_name == "cross-entropy" else math.inf
 
     @property
     def kl(self) -> float:
         """How far a prediction moves, in nats."""
-        return min(self.loss * self.loss / 8, self.loss) * (1 + 2.0**-40)
+        return min(self.range * self.range / 8, self.range) * (1 + 2.0**-40)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; where nothing is proved, null."""
@@ -86,9 +93,10 @@ class LargestStep:
         if not math.isfinite(self.rms):
             names = ", ".join(self.free[:3]) + (", …" if len(self.free) > 3 else "")
             return f"nothing is proved, since {f'no cap holds {names}' if names else 'the bound has no number'}"
-        logit, loss, kl = (round_digits(value, 3) for value in (self.logit, self.loss, self.kl))
+        logit, kl = (round_digits(value, 3) for value in (self.logit, self.kl))
+        loss = f"any loss by {round_digits(self.loss, 3)} nats, " if math.isfinite(self.loss) else ""
         return (
-            f"any logit by {logit}, any cross-entropy by {loss} nats, any prediction by {kl} nats (KL), for every "
+            f"any logit by {logit}, {loss}any prediction by {kl} nats (KL), for every "
             "input, computed exactly with the stored weights"
         )
 
@@ -98,7 +106,7 @@ def largest_step(recipe: Recipe, lr: float | None = None) -> LargestStep:
     model, peak = without_arrays(recipe.abstract_model()), recipe.optimizer.lr if lr is None else lr
 
     if names := silent(model):
-        return LargestStep(math.inf, recipe.data.sizes.classes, recipe.training.temperature, silent=tuple(names))
+        return LargestStep(math.inf, *_of_loss(recipe), silent=tuple(names))
 
     def moving(weight: Weight) -> Weight:
         """The weight with the difference to the next step's in place of its share, in units of its cap if it has one.
@@ -115,7 +123,11 @@ def largest_step(recipe: Recipe, lr: float | None = None) -> LargestStep:
     start = Bound.start(model.takes, 1.0, Runs(difference=_difference, held=True))
     free = tuple(w.name for w in weights(moved) if w.geometry.bounded and math.isinf(w.share))
     rms = math.inf if free else float(moved.bound(start, cap_norm).deviation)
-    return LargestStep(rms, recipe.data.sizes.classes, recipe.training.temperature, free)
+    return LargestStep(rms, *_of_loss(recipe), free)
+
+
+def _of_loss(recipe: Recipe) -> tuple[int, float, str]:
+    return recipe.data.sizes.classes, recipe.training.temperature, recipe.training.loss
 
 
 def _difference(weight: Weight) -> Scalar:

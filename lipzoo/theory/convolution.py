@@ -65,6 +65,10 @@ class Convolution(Geometry):
             if max(map(abs, reach)) >= blocks or (self.padding == "circular" and max(reach) - min(reach) >= blocks):
                 raise ValueError(f"a kernel of {self.kernel} does not fit an image of {self.size[0]}×{self.size[1]}")
 
+    def check_multiplied(self, name: str) -> None:
+        """Raises ValueError."""
+        raise ValueError(f"{name} has the geometry of a kernel, measured as a convolution: give it to a Conv2d")
+
     @property
     def offset(self) -> int:
         """p: by so many pixels taps begin before the output's own."""

@@ -112,7 +112,7 @@ def gram_norm(
     part. With x the excess of `lipzoo.theory.norms.gram_norm` on matrices of 2·out rows, and Σ|K| of norm at most
     √taps·‖K‖_F, it exceeds σ₁ by x and some 10⁻⁵ (`gram_excess`).
     """
-    x, unit, _ = norms.scaled(kernel.astype(at_least_float32(kernel.dtype)).reshape(*kernel.shape[:-3], -1, 1))
+    x, unit, nonzero = norms.scaled(kernel.astype(at_least_float32(kernel.dtype)).reshape(*kernel.shape[:-3], -1, 1))
     x, u, taps = x.reshape(kernel.shape), unit_roundoff(x.dtype), kernel.shape[-1]
     parts = [
         jnp.einsum("...oit,fpt->...foip", x, wave.astype(x.dtype), precision="highest")
@@ -124,7 +124,9 @@ def gram_norm(
     sums = jnp.sum(jnp.abs(x), axis=-1)
     # The square root has an infinite slope at 0, which is no number times 0: the smallest number keeps it finite.
     size = jnp.sqrt(jnp.sum(sums**2, axis=(-2, -1)) + jnp.finfo(x.dtype).tiny) * (1 + 1e-3)
-    return unit * (sigma + (1.5 * taps + 4) * u * size) * (1 + 8 * u)
+    # Numbers below the smallest normal one are taken for zero: so much each of them can be.
+    vanished = float(jnp.finfo(x.dtype).tiny) * taps * math.prod(kernel.shape[-3:-1]) ** 0.5
+    return jnp.where(nonzero, unit * (sigma + (1.5 * taps + 4) * u * size) * (1 + 8 * u) + vanished, 0)
 
 
 def gram_excess(out: int, inner: int, taps: int, excess: float) -> float:

@@ -37,6 +37,9 @@ class Geometry:
         """√(in/out): a spectral norm times this is a norm."""
         return norms.rms_factor(*shape[-2:])
 
+    def check_multiplied(self, name: str) -> None:
+        """Raises ValueError unless a norm is at least that of the array itself: as of what is multiplied by it."""
+
     def exact_norm(self, array: Float[np.ndarray, "*batch out in"]) -> Float[np.ndarray, "*batch"]:
         """The norms in float64, rounded up (see `lipzoo.theory.norms.rms_norm`)."""
         return norms.rms_norm(array)
@@ -179,6 +182,10 @@ class Raw(Geometry, abc.ABC):
     """
 
     bounded = False
+
+    def check_multiplied(self, name: str) -> None:
+        """Raises ValueError."""
+        raise ValueError(f"{name} holds what a matrix is computed from: only layers that compute it take that geometry")
 
     @abc.abstractmethod
     def unit(self, array: Float[Array, "*batch out in"]) -> Float[Array, "*batch out in"]:

@@ -229,3 +229,13 @@ def test_the_bound_of_a_prediction_is_hoeffdings():
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
         assert abs(d).max() <= found.logit
         assert np.log((p * np.exp(d)).sum()) - (p * d).sum() <= found.kl
+
+
+@pytest.mark.parametrize("loss", ["annealed", "pairwise"])
+def test_of_losses_that_are_no_cross_entropy_nothing_is_said(loss):
+    """Margins of pairs move with the weights, and what is annealed has slopes above 1."""
+    plain, other = (largest_step(make(width=8, loss=name, margin=1.0)) for name in ("cross-entropy", loss))
+    assert other.to_json()["loss_nats"] is None
+    assert "loss" not in other.told
+    assert math.isfinite(other.kl)
+    assert (other.kl, other.logit) == (plain.kl, plain.logit)
