@@ -109,13 +109,13 @@ def case(name):
 CASES = [*VECTORS, *(f"{name}, tokens" for name in SEQUENCES), *GPTS]
 
 
-def plain_attention(q, k, v, *, scale, first, window, documents, bias):
+def plain_attention(q, k, v, *, scale, first, window, documents, bias, causal=True):
     """Softmax attention in the format of q: that of JAX is in float32."""
     distance = jnp.arange(len(q))[:, None] - jnp.arange(len(k))[None, :]
     logits = scale * jnp.einsum("qhd,khd->hqk", q, k)
     if bias is not None:
         logits = logits + bias[:, jnp.clip(distance, 0, bias.shape[1] - 1)]
-    seen = (distance >= 0) & (distance < (window or len(k)))
+    seen = ((distance >= 0) & (distance < (window or len(k)))) | (not causal)
     weights = jax.nn.softmax(jnp.where(seen[None], logits, -jnp.inf), axis=-1)
     return jnp.einsum("hqk,khd->qhd", weights, v)
 
