@@ -15,6 +15,10 @@ from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure, Weight
 
 
+ROOM = 4096
+"""Entries of activations up to which ellipsoids of them are written out as matrices, unless they have to be."""
+
+
 class Linear(AbstractModule):
     """x ↦ Wx + b. The bias, if any, is a `Weight` of one column."""
 
@@ -174,7 +178,9 @@ class Affine(AbstractModule):
         return error if self.bias is None else runs.plus(error, self.bias, size, measure)
 
     def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
-        """ΓSΓ with the diagonal matrix of γ."""
+        """ΓSΓ with the diagonal matrix of γ; of a ball in a space that has no room for matrices, a larger ball."""
+        if incoming.is_ball and incoming.size > ROOM:
+            return incoming.stretched(float(largest(steering.measure(self.gain))), incoming.size)
         gain = steering.array(self.gain)[:, 0, 0]
         times, xp = incoming.size // gain.shape[0], namespace(gain)
         offset = None

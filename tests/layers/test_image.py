@@ -7,12 +7,12 @@ import pytest
 
 from lipzoo.layers.absolute import Abs
 from lipzoo.layers.image import ChannelsLast, Patches, Shift
-from lipzoo.layers.linear import Pointwise
+from lipzoo.layers.linear import Affine, Pointwise
 from lipzoo.layers.sorting import GroupSort
 from lipzoo.testing import check_bound
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Around, Ellipsoid
-from lipzoo.theory.geometry import COLUMN
+from lipzoo.theory.geometry import COLUMN, ENTRIES
 from lipzoo.theory.space import SpaceError, Tokens, Vector
 from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Weight, exact_norm
@@ -141,3 +141,11 @@ def test_batches_are_told_to_be_vmapped():
         Abs(-0.1)
     with pytest.raises(ValueError, match="patches of 4×4"):
         Patches(4)(jnp.ones((6, 4, 1)))
+
+
+def test_gains_of_large_images_need_no_matrix():
+    gain = Affine(Weight(jnp.arange(1.0, 9.0).reshape(8, 1, 1), "gain", ENTRIES))
+    space = Vector((32, 32, 8))
+    image = gain.spread(Ellipsoid(None, space.size, None, 0.25), Bound.start(space), Steering(exact_norm))
+    assert image.is_ball
+    assert 4 <= float(image.lipschitz) <= 4 * (1 + 1e-9)
