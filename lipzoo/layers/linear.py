@@ -14,7 +14,6 @@ from lipzoo.theory.space import Space, SpaceError, Vector, entries
 from lipzoo.theory.steering import Steering
 from lipzoo.theory.weight import Measure, Weight
 
-
 ROOM = 4096
 """Entries of activations up to which ellipsoids of them are written out as matrices, unless they have to be."""
 
