@@ -22,6 +22,7 @@ def check(model, network, xs):
     wanted = np.stack([np.asarray(network(x)) for x in xs])
     found, jacobians = jax.jit(lambda xs: (jax.vmap(model)(xs), jax.vmap(jax.jacfwd(model))(xs)))(xs)
     assert found.shape == wanted.shape
+    jacobians = np.asarray(jacobians).reshape(len(xs), wanted[0].size, xs[0].size)
     assert abs(found - wanted).max() <= CLOSE * max(1.0, abs(wanted).max())
     certificate = lipzoo.Certificate.of(model)
     steepest = np.linalg.norm(np.asarray(jacobians), 2, axis=(1, 2)).max()
@@ -106,7 +107,8 @@ def refusals(key):
     linear = eqx.nn.Linear(2, 2, key=key)
     ensemble = eqx.filter_vmap(lambda key: eqx.nn.Linear(2, 2, key=key))(jax.random.split(key, 3))
     return {
-        "Conv2d": (eqx.nn.Sequential([eqx.nn.Conv2d(1, 1, 1, key=key)]), r"does not know Conv2d \(layer 0\)"),
+        "Conv1d": (eqx.nn.Sequential([eqx.nn.Conv1d(1, 1, 1, key=key)]), r"does not know Conv1d \(layer 0\)"),
+        "BatchNorm": ([eqx.nn.BatchNorm(2, "batch", mode="batch")], r"does not know BatchNorm \(layer 0\)"),
         "subclass": (Own(2, 2, key=key), "does not know Own: it takes Linear"),
         "lambda": ([linear, lambda x: x], r"does not know \S*<lambda> \(layer 1\)"),
         "function": ([linear, jnp.sin], r"does not know sin \(layer 1\)"),
@@ -196,7 +198,7 @@ def test_a_sequence_of_torch_by_names_alone(getkey):
 
 
 BAD_LAYERS = {
-    "Conv2d": (lambda: fake("Conv2d"), "does not know Conv2d"),
+    "Conv1d": (lambda: fake("Conv1d"), "does not know Conv1d"),
     "Dropout": (lambda: fake("Dropout", p=0.5, training=True), r"is a Dropout that drops: call \.eval\(\)"),
     "Flatten": (lambda: fake("Flatten", start_dim=0, end_dim=-1), "is a Flatten of some axes"),
     "hooks": (lambda: fake("ReLU", _forward_pre_hooks={0: print}), "was changed by hooks"),
@@ -277,7 +279,7 @@ def test_networks_of_torch_that_compute_something_else_are_refused(nn):
         (Net(nn.Linear(2, 2)), "does not know .*Net"),
         (nn.Sequential(spectral), "does not know ParametrizedLinear"),
         (nn.Sequential(hooked), "layer 0 is a Linear that was changed by hooks"),
-        (nn.Sequential(nn.Conv2d(1, 1, 1)), r"does not know Conv2d \(layer 0\)"),
+        (nn.Sequential(nn.Conv1d(1, 1, 1)), r"does not know Conv1d \(layer 0\)"),
         (nn.Linear(2, 2).double(), "holds float64"),
         (nn.Linear(2, 2).bfloat16(), "holds torch.bfloat16"),
     ):
