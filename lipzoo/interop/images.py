@@ -31,11 +31,11 @@ class Options(NamedTuple):
 
 
 class Along(NamedTuple):
-    """Of one axis: where in a larger kernel this one begins, and from which of its outputs on how many are wanted."""
+    """Of one axis: where in a larger kernel this one begins; and which of the larger one's outputs are wanted."""
 
     begin: int
     first: int
-    count: int
+    outputs: int
 
 
 def convolution(kernel: Any, bias: Any, options: Options, place: Place) -> list[AbstractModule]:
@@ -104,7 +104,11 @@ def _along(kernel: int, size: int, stride: int, pads: Pair, side: int) -> Along 
 def _cut(axes: list[Along], sides: Pair) -> list[Crop]:
     """What keeps the outputs that are wanted, unless these are all."""
     rows, columns = axes
-    return [] if (rows.count, columns.count) == sides else [Crop(rows.first, columns.first, rows.count, columns.count)]
+    return (
+        []
+        if (rows.outputs, columns.outputs) == sides
+        else [Crop(rows.first, columns.first, rows.outputs, columns.outputs)]
+    )
 
 
 def pool(kind: str, window: Pair, stride: Pair, pads: Any, ceil: bool, place: Place) -> list[AbstractModule]:

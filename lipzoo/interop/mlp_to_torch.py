@@ -44,14 +44,15 @@ def mlp(model: MLP) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if isinstance(layers[-1], Scale):
         factor, layers = layers[-1].factor, layers[:-1]
     *hidden, head = [_layer(layer) for layer in layers]
-    inner = {layer[2:5] for layer in hidden[1:]}
-    acts = {layer.activation for layer in hidden} - {None}
-    if head[2:] != (None, 0.0, 0.0, None) or len(inner) > 1 or len(acts) > 1 or (None, 0.0, 0.0) in inner:
+    acts = [layer.activation for layer in hidden if layer.activation is not None]
+    inner = {(layer.residual, layer.potential, layer.activation is None) for layer in hidden[1:]}
+    residual, potential, bare = inner.pop() if inner else (0.0, 0.0, False)
+    merged = any(layer.after is not None for layer in hidden)
+    if head[2:] != (None, 0.0, 0.0, None) or inner or bare or any(act != acts[0] for act in acts):
         raise _unknown()
-    _, residual, potential = inner.pop() if inner else (None, 0.0, 0.0)
-    if residual and any(layer.after is not None for layer in hidden):
-        raise _unknown()
-    names = [name for name, make in ACTIVATIONS.items() if make() in acts]
+    if residual and merged:
+        raise TypeError("to_torch knows sandwich layers that are not residual")
+    names = [name for name, make in ACTIVATIONS.items() if acts and make() == acts[0]]
     config = {
         "kind": "mlp",
         "depth": len(layers),

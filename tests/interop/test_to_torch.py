@@ -240,6 +240,8 @@ def test_an_mlp_of_other_layers_is_told(torch, getkey):
         other = eqx.tree_at(lambda m: m.body, model, Sequential(layers))
         with pytest.raises(TypeError, match="to_torch knows MLPs of matrices and activations"):
             lipzoo.to_torch(other)
+    with pytest.raises(TypeError, match="to_torch knows sandwich layers that are not residual"):
+        lipzoo.to_torch(MLP(4, 4, 4, layer="sandwich", residual=0.5, key=getkey()))
 
 
 def test_without_torch_it_says_what_to_install(monkeypatch, getkey):
