@@ -1,33 +1,45 @@
 """A model as a PyTorch module, with the same logits."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from lipzoo.interop.mlp_to_torch import mlp
+from lipzoo.layers.activation import GELU
+from lipzoo.layers.attention import Attention
 from lipzoo.layers.base import AbstractModule
-from lipzoo.layers.compose import ConvexResidual, Sequential
+from lipzoo.layers.compose import ConvexResidual, PerToken, Sequential
+from lipzoo.layers.convolution import Conv2d
 from lipzoo.layers.image import ChannelsLast, Patches, Shift
-from lipzoo.layers.linear import Linear, Pointwise, Scale
+from lipzoo.layers.linear import Pointwise
+from lipzoo.layers.pooling import AveragePool
+from lipzoo.layers.potential import PotentialResidual
 from lipzoo.layers.stack import Stack
+from lipzoo.models.convnet import ConvNet
+from lipzoo.models.convnet_config import ACTIVATIONS as CONVNET_ACTIVATIONS
 from lipzoo.models.gpt import GPT
-from lipzoo.models.mlp import ACTIVATIONS, MLP
+from lipzoo.models.mlp import MLP
 from lipzoo.models.shiftnet import ACTIVATIONS as SHIFTNET_ACTIVATIONS
 from lipzoo.models.shiftnet import ShiftNet
+from lipzoo.models.vit import ViT
 from lipzoo.theory.weight import weights
 from lipzoo.train.load import Loaded
 
 if TYPE_CHECKING:
     from torch import nn  # pyright: ignore[reportMissingImports]
 
+Options = dict[str, Any]
+Part = TypeVar("Part", bound=AbstractModule)
+
 
 def to_torch(model: Any) -> "nn.Module":
-    """The module of `lipzoo/interop/torch_models.py` that computes what this model does, in evaluation mode.
+    """The module of `lipzoo/interop/torch_models` that computes what this model does, in evaluation mode.
 
-    `model` is an MLP, a GPT or a ShiftNet, or what `lipzoo.load` returns. The module takes an input without a batch, as
-    the model does; models of images take batches, too, of flat ones. It holds copies, and its `state_dict()` has
-    torch's usual names.
+    `model` is an MLP, a GPT, a ShiftNet, a ConvNet or a ViT, or what `lipzoo.load` returns. The module takes an input
+    without a batch, as the model does; models of images take batches, too, of flat ones. It holds copies, and its
+    `state_dict()` has torch's usual names. Matrices that a model computes from other numbers are held as they are.
 
     **Raises:** ImportError where PyTorch is not installed; TypeError if it is another kind of model.
     """
@@ -41,64 +53,106 @@ def to_torch(model: Any) -> "nn.Module":
         raise ImportError("to_torch needs PyTorch: pip install torch") from error
     from lipzoo.interop import torch_models
 
-    tensors = {weight.name: torch.tensor(np.asarray(weight.array)) for weight in weights(model)}
-    return torch_models.build(CONFIGS[type(model)](model), tensors)
+    config, arrays = CONFIGS[type(model)](model)
+    return torch_models.build(config, {name: torch.tensor(array) for name, array in arrays.items()})
 
 
-def _mlp(model: MLP) -> dict[str, Any]:
-    """The options that an MLP was built by, from its parts. Raises TypeError if one is of another kind."""
-    _, *layers = model.body.layers
-    factor = 1.0
-    if isinstance(layers[-1], Scale):
-        factor, layers = layers[-1].factor, layers[:-1]
-    *hidden, head = layers
-    alphas = {layer.alpha for layer in hidden if isinstance(layer, ConvexResidual)}
-    blocks = [layer.branch if isinstance(layer, ConvexResidual) else layer for layer in hidden]
-    acts = {block.layers[1] for block in blocks if _plain(block)}  # pyright: ignore[reportAttributeAccessIssue]
-    if type(head) is not Linear or not all(map(_plain, blocks)) or len(acts) > 1 or len(alphas) > 1:
-        raise TypeError("to_torch knows MLPs of plain matrices, and of no other layers")
-    names = [name for name, make in ACTIVATIONS.items() if make() in acts]
-    return {
-        "kind": "mlp",
-        "depth": len(layers),
-        "bias": head.bias is not None,
-        "activation": names[0] if names else "identity",
-        "residual": alphas.pop() if alphas else 0.0,
-        "final_scale": factor,
-    }
+def _as_they_are(options: Callable[[Any], Options]) -> Callable[[Any], tuple[Options, dict[str, np.ndarray]]]:
+    """Options with the arrays of all weights."""
+    return lambda model: (options(model), {weight.name: np.asarray(weight.array) for weight in weights(model)})
 
 
-def _plain(block: AbstractModule) -> bool:
-    """Whether it is a matrix and an activation."""
-    return type(block) is Sequential and len(block.layers) == 2 and type(block.layers[0]) is Linear
+def _first(kind: type[Part], layers: Iterable[AbstractModule]) -> Part:
+    return next(layer for layer in layers if isinstance(layer, kind))
 
 
-def _shiftnet(model: ShiftNet) -> dict[str, Any]:
-    """The options that a ShiftNet was built by, from its parts."""
-    image, patches, stem, stack, *_ = model.body.layers
-    assert isinstance(image, ChannelsLast)
-    assert isinstance(patches, Patches)
-    assert isinstance(stem, Pointwise)
-    assert isinstance(stack, Stack)
-    assert isinstance(stack.blocks, Sequential)
-    shift, _, act = stack.blocks.layers
-    assert isinstance(shift, Shift)
+def _squares(layers: Iterable[AbstractModule]) -> int:
+    """The side of a patch. Raises ValueError unless images are square, as torch_models takes them to be."""
+    image = _first(ChannelsLast, layers)
     if image.height != image.width:
         raise ValueError(f"to_torch knows square images, and none of {image.height}×{image.width} pixels")
+    return _first(Patches, layers).size
+
+
+def _blocks(layers: Iterable[AbstractModule]) -> AbstractModule:
+    return _first(Stack, layers).blocks
+
+
+def _shiftnet(model: ShiftNet) -> Options:
+    """The options that a ShiftNet was built by, from its parts."""
+    layers, block = model.body.layers, _blocks(model.body.layers)
+    assert isinstance(block, Sequential)
+    shift = _first(Shift, block.layers)
     return {
         "kind": "shiftnet",
-        "patch": patches.size,
-        "bias": stem.bias is not None,
+        "patch": _squares(layers),
+        "bias": _first(Pointwise, layers).bias is not None,
         "shift": shift.fraction,
         "border": shift.border,
-        "activation": next(name for name, make in SHIFTNET_ACTIVATIONS.items() if make() == act),
+        "activation": next(name for name, make in SHIFTNET_ACTIVATIONS.items() if make() == block.layers[-1]),
     }
 
 
-def _gpt(model: GPT) -> dict[str, Any]:
+def _convnet(model: ConvNet) -> Options:
+    """The options that a ConvNet was built by, from its parts."""
+    layers, block, residual = model.body.layers, _blocks(model.body.layers), {"residual": "none"}
+    if isinstance(block, PotentialResidual):
+        residual = {"residual": "potential", "potential_cap": (2 / block.step) ** 0.5}
+        parts = (block.inner, block.activation)
+    elif isinstance(block, ConvexResidual):
+        residual = {"residual": "convex", "alpha": block.alpha}
+        parts = block.branch.layers  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        parts = block.layers  # pyright: ignore[reportAttributeAccessIssue]
+    geometry = _first(Conv2d, parts).geometry
+    stacks = [layer for layer in layers if isinstance(layer, Stack)]
+    return {
+        "kind": "convnet",
+        "patch": _squares(layers),
+        "stages": len(stacks),
+        "depth": stacks[0].depth,
+        "bias": _first(Pointwise, layers).bias is not None,
+        "kernel": geometry.kernel,
+        "border": geometry.padding,
+        "down": "average" if any(isinstance(layer, AveragePool) for layer in layers) else "patches",
+        "activation": next(name for name, make in CONVNET_ACTIVATIONS.items() if make() == parts[-1]),
+        **residual,
+    }
+
+
+def _vit(model: ViT) -> Options:
+    """The options that a ViT was built by, from its parts."""
+    layers = model.body.layers
+    stack = _first(Stack, layers)
+    assert isinstance(stack.blocks, Sequential)
+    first, second = stack.blocks.layers
+    assert isinstance(first, ConvexResidual)
+    assert isinstance(second, ConvexResidual)
+    assert isinstance(first.branch, Attention)
+    assert isinstance(second.branch, PerToken)
+    act = second.branch.module.layers[1]  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        "kind": "vit",
+        "patch": _squares(layers),
+        "depth": stack.depth,
+        "heads": first.branch.heads,
+        "softmax_scale": first.branch.softmax_scale,
+        "attention_scale": first.branch.output_scale,
+        "residual_scale": first.alpha * 2 * stack.depth,
+        "activation": "gelu" if isinstance(act, GELU) else "maxmin",
+    }
+
+
+def _gpt(model: GPT) -> Options:
     return {"kind": "gpt", **dataclasses.asdict(model.config)}
 
 
-CONFIGS: Mapping[type, Callable[[Any], dict[str, Any]]] = {MLP: _mlp, GPT: _gpt, ShiftNet: _shiftnet}
-"""By types of models: their options, as recipes name them. A family that is added here needs a class in `FAMILIES` of
-`lipzoo/interop/torch_models.py`."""
+CONFIGS: Mapping[type, Callable[[Any], tuple[Options, dict[str, np.ndarray]]]] = {
+    MLP: mlp,
+    GPT: _as_they_are(_gpt),
+    ShiftNet: _as_they_are(_shiftnet),
+    ConvNet: _as_they_are(_convnet),
+    ViT: _as_they_are(_vit),
+}
+"""By types of models: their options, as recipes name them, and arrays. A family that is added here needs a class in
+`FAMILIES` of `lipzoo/interop/torch_models`."""

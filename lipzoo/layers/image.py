@@ -5,6 +5,7 @@ isometry, and dropping or repeating none of them costs nothing. Channels come la
 product for all pixels.
 """
 
+import math
 from typing import Any, Literal
 
 import equinox as eqx
@@ -48,6 +49,56 @@ class ChannelsLast(AbstractModule):
         """The same, its entries elsewhere."""
         order = np.arange(incoming.size).reshape(self.channels, self.height, self.width).transpose(1, 2, 0)
         return incoming.permuted(order.reshape(-1))
+
+
+class ChannelsFirst(AbstractModule):
+    """(height, width, channels) → (channels, height, width), as other libraries have images: a permutation."""
+
+    deviates = True
+
+    def __call__(self, x: Float[Array, "height width channels"]) -> Float[Array, "channels height width"]:
+        return x.transpose(2, 0, 1)
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """The same."""
+        height, width, channels = image_shape(incoming, "ChannelsFirst")
+        return incoming.to(Vector((channels, height, width)))
+
+    def spread(self, incoming: Ellipsoid, reach: Bound, steering: Steering) -> Ellipsoid:
+        """The same, its entries elsewhere."""
+        order = np.arange(incoming.size).reshape(reach.space.shape)  # pyright: ignore[reportAttributeAccessIssue]
+        return incoming.permuted(order.transpose(2, 0, 1).reshape(-1))
+
+
+class Crop(AbstractModule):
+    """The `height`×`width` pixels of an image from the row `top` and the column `left` on; all others are dropped.
+
+    An ℓ₂ norm does not grow. The RMS is taken over fewer entries: n instead of N, and grows by √(N/n) at most.
+    """
+
+    deviates = True
+    top: int = eqx.field(static=True)
+    left: int = eqx.field(static=True)
+    height: int = eqx.field(static=True)
+    width: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        if min(self.top, self.left) < 0 or min(self.height, self.width) < 1:
+            raise ValueError(f"a crop needs a place inside the image and at least one pixel, got {self}")
+
+    def __call__(self, x: Float[Array, "height width channels"]) -> Float[Array, "rows columns channels"]:
+        bottom, right = self.top + self.height, self.left + self.width
+        if x.shape[0] < bottom or x.shape[1] < right:
+            raise ValueError(f"a crop up to the pixel {bottom}×{right} was given an image of {x.shape[0]}×{x.shape[1]}")
+        return x[self.top : bottom, self.left : right]
+
+    def bound(self, incoming: Bound, measure: Measure) -> Bound:
+        """(√(N/n)·r, √(N/n)·L)."""
+        height, width, channels = image_shape(incoming, "Crop")
+        if height < self.top + self.height or width < self.left + self.width:
+            raise SpaceError(f"a crop of {self.height}×{self.width} pixels does not lie in {incoming.space}")
+        root = math.sqrt(height * width / (self.height * self.width)) * (1 + 2.0**-50)
+        return incoming.scale(root).to(Vector((self.height, self.width, channels)))
 
 
 class Patches(AbstractModule):

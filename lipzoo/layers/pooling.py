@@ -1,5 +1,7 @@
 """Pooling of images over squares that do not overlap."""
 
+import functools
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -49,12 +51,20 @@ class MaxPool(AbstractModule):
         _check(self.size)
 
     def __call__(self, x: Image) -> Pooled:
-        return jnp.max(_squares(x, self.size), axis=(1, 3))
+        squares = _squares(x, self.size)
+        rows = functools.reduce(_larger, [squares[:, index] for index in range(self.size)])
+        return functools.reduce(_larger, [rows[:, :, index] for index in range(self.size)])
 
     def bound(self, incoming: Bound, measure: Measure) -> Bound:
         """(pr, pL). What runs may take small entries for 0."""
         image = incoming.scale(float(self.size)).to(_pooled(incoming, self.size, "MaxPool"))
         return image.off(lambda runs: runs.counted(lambda a: a.smallest))
+
+
+def _larger(a: Float[Array, "*axes"], b: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
+    """The larger of each two, or NaN. The derivative of `jnp.max` asks which entries are equal to it: none, and is NaN,
+    where a compiler computes entries twice and rounds them differently."""
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
 def _check(size: int) -> None:

@@ -14,7 +14,9 @@ from lipzoo.layers.compose import Residual as Residual
 from lipzoo.layers.compose import Sequential as Sequential
 from lipzoo.layers.convolution import Conv2d as Conv2d
 from lipzoo.layers.embedding import Embedding as Embedding
+from lipzoo.layers.image import ChannelsFirst as ChannelsFirst
 from lipzoo.layers.image import ChannelsLast as ChannelsLast
+from lipzoo.layers.image import Crop as Crop
 from lipzoo.layers.image import Patches as Patches
 from lipzoo.layers.image import Shift as Shift
 from lipzoo.layers.linear import Affine as Affine

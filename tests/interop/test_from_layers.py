@@ -22,6 +22,7 @@ def check(model, network, xs):
     wanted = np.stack([np.asarray(network(x)) for x in xs])
     found, jacobians = jax.jit(lambda xs: (jax.vmap(model)(xs), jax.vmap(jax.jacfwd(model))(xs)))(xs)
     assert found.shape == wanted.shape
+    jacobians = np.asarray(jacobians).reshape(len(xs), wanted[0].size, xs[0].size)
     assert abs(found - wanted).max() <= CLOSE * max(1.0, abs(wanted).max())
     certificate = lipzoo.Certificate.of(model)
     steepest = np.linalg.norm(np.asarray(jacobians), 2, axis=(1, 2)).max()
@@ -106,7 +107,8 @@ def refusals(key):
     linear = eqx.nn.Linear(2, 2, key=key)
     ensemble = eqx.filter_vmap(lambda key: eqx.nn.Linear(2, 2, key=key))(jax.random.split(key, 3))
     return {
-        "Conv2d": (eqx.nn.Sequential([eqx.nn.Conv2d(1, 1, 1, key=key)]), r"does not know Conv2d \(layer 0\)"),
+        "Conv1d": (eqx.nn.Sequential([eqx.nn.Conv1d(1, 1, 1, key=key)]), r"does not know Conv1d \(layer 0\)"),
+        "BatchNorm": ([eqx.nn.BatchNorm(2, "batch", mode="batch")], r"does not know BatchNorm \(layer 0\)"),
         "subclass": (Own(2, 2, key=key), "does not know Own: it takes Linear"),
         "lambda": ([linear, lambda x: x], r"does not know \S*<lambda> \(layer 1\)"),
         "function": ([linear, jnp.sin], r"does not know sin \(layer 1\)"),
@@ -114,6 +116,18 @@ def refusals(key):
         "PReLU": (eqx.nn.MLP(2, 2, 2, 1, eqx.nn.PReLU(), key=key), r"does not know PReLU \(layer activation\)"),
         "scalar in": (eqx.nn.MLP("scalar", 2, 2, 1, key=key), "layers.0 is a Linear of scalars"),
         "scalar out": (eqx.nn.Linear(2, "scalar", key=key), "the network is a Linear of scalars"),
+        "subclass inside": (
+            eqx.tree_at(lambda mlp: mlp.layers[0], eqx.nn.MLP(2, 2, 2, 1, key=key), Own(2, 2, key=key)),
+            r"does not know Own \(layer layers.0\)",
+        ),
+        "weight norm inside": (
+            eqx.tree_at(lambda mlp: mlp.layers[0], eqx.nn.MLP(2, 2, 2, 1, key=key), eqx.nn.WeightNorm(linear)),
+            r"does not know WeightNorm \(layer layers.0\)",
+        ),
+        "no layer before": (
+            eqx.nn.MLP(2, 2, 2, 0, final_activation=jnp.tanh, key=key),
+            "an MLP of depth 0 with a final",
+        ),
         "scan": (eqx.nn.MLP(2, 2, 2, 3, scan=True, key=key), "is an MLP with scan=True: build it without"),
         "dropout": ([linear, eqx.nn.Dropout(0.1)], r"layer 1 is a Dropout that drops: give eqx.nn.inference_mode"),
         "norm": ([eqx.nn.LayerNorm((2, 3))], r"LayerNorm over the shape \(2, 3\)"),
@@ -196,7 +210,7 @@ def test_a_sequence_of_torch_by_names_alone(getkey):
 
 
 BAD_LAYERS = {
-    "Conv2d": (lambda: fake("Conv2d"), "does not know Conv2d"),
+    "Conv1d": (lambda: fake("Conv1d"), "does not know Conv1d"),
     "Dropout": (lambda: fake("Dropout", p=0.5, training=True), r"is a Dropout that drops: call \.eval\(\)"),
     "Flatten": (lambda: fake("Flatten", start_dim=0, end_dim=-1), "is a Flatten of some axes"),
     "hooks": (lambda: fake("ReLU", _forward_pre_hooks={0: print}), "was changed by hooks"),
@@ -277,7 +291,7 @@ def test_networks_of_torch_that_compute_something_else_are_refused(nn):
         (Net(nn.Linear(2, 2)), "does not know .*Net"),
         (nn.Sequential(spectral), "does not know ParametrizedLinear"),
         (nn.Sequential(hooked), "layer 0 is a Linear that was changed by hooks"),
-        (nn.Sequential(nn.Conv2d(1, 1, 1)), r"does not know Conv2d \(layer 0\)"),
+        (nn.Sequential(nn.Conv1d(1, 1, 1)), r"does not know Conv1d \(layer 0\)"),
         (nn.Linear(2, 2).double(), "holds float64"),
         (nn.Linear(2, 2).bfloat16(), "holds torch.bfloat16"),
     ):

@@ -1,6 +1,10 @@
 """Modules of PyTorch give the logits of the models that they were made of. Skipped where it is not installed."""
 
+import dataclasses
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -9,12 +13,13 @@ import numpy as np
 import pytest
 
 import lipzoo
+import lipzoo.interop
 from lipzoo.data.config import Sizes
 from lipzoo.export import export
-from lipzoo.models import GPT, MLP, GPTConfig, Linear, Sequential
-from lipzoo.models.families import FAMILIES
+from lipzoo.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, Linear, Sequential, ViT, ViTConfig
+from lipzoo.models.families import FAMILIES, build
 from lipzoo.models.shiftnet import ShiftNet, ShiftNetConfig
-from lipzoo.theory.weight import Weight, map_weights
+from lipzoo.theory.weight import Weight, map_weights, weights
 
 CLOSE = 1e-5
 
@@ -46,6 +51,14 @@ MLPS = [
     {"activation": "maxmin", "residual": 1.0},
     {"activation": "groupsort", "depth": 2},
     {"activation": "identity", "depth": 5, "residual": 0.5},
+    {"potential": 0.7, "depth": 4, "bias": True},
+    {"potential": 2.0, "activation": "tanh"},
+    {"layer": "aol", "activation": "gelu", "bias": True, "final_scale": 2.0},
+    {"layer": "bjorck", "activation": "maxmin", "residual": 0.5},
+    {"layer": "cayley", "depth": 1},
+    {"layer": "cpl", "depth": 4, "bias": True},
+    {"layer": "sll", "activation": "tanh"},
+    {"layer": "sandwich", "depth": 4, "bias": True},
 ]
 
 
@@ -62,6 +75,7 @@ GPTS = [
     {"window": 4, "separator": 3, "final_scale": 3.0, "gelu_divisor": 2.0},
     {"architecture": "lipsformer", "softmax_scale": 4.0},
     {"relative_bias": 3, "window": 5, "separator": 0, "softmax_scale": 8.0, "residual_scale": 2.0},
+    {"residual": "potential", "activation": "relu", "potential_cap": 1.5},
 ]
 
 
@@ -86,6 +100,65 @@ def test_a_shiftnet_gives_the_same_logits(options, torch, getkey):
     module = lipzoo.to_torch(model)
     check(torch, model, module, jax.random.normal(getkey(), (3, 192)))
     assert module(torch.zeros(192)).shape == (5,)
+
+
+CONVNETS = [
+    {},
+    {"border": "circular", "activation": "tanh", "bias": False, "kernel": 2, "potential_cap": 1.5},
+    {"residual": "convex", "alpha": 0.3, "activation": "maxmin", "down": "average", "stages": 3, "patch": 1},
+    {"residual": "none", "activation": "abs", "kernel": 4, "stages": 1, "head": "rows"},
+    {"kernel": 4, "border": "circular", "residual": "convex", "stages": 1},
+    {"kernel": 4, "stages": 1},
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("options", CONVNETS, ids=str)
+def test_a_convnet_gives_the_same_logits(options, torch, getkey):
+    config = ConvNetConfig(**{"depth": 2, "width": 6, "zero_init": False, **options})
+    model = random(ConvNet(Sizes(192, 5, (3, 8, 8)), config, key=getkey()))
+    module = lipzoo.to_torch(model)
+    check(torch, model, module, jax.random.normal(getkey(), (3, 192)))
+    assert module(torch.zeros(192)).shape == (5,)
+    assert module.state_dict()["stages.0.1.weight"].shape == (6, 6, config.kernel, config.kernel)
+
+
+VITS = [{}, {"activation": "gelu", "softmax_scale": 4.0, "attention_scale": 0.2, "residual_scale": 2.0, "patch": 2}]
+
+
+@pytest.mark.parametrize("options", VITS, ids=str)
+def test_a_vit_gives_the_same_logits(options, torch, getkey):
+    config = ViTConfig(**{"depth": 2, "width": 16, "heads": 2, "zero_init": False, **options})
+    model = random(ViT(Sizes(192, 5, (3, 8, 8)), config, key=getkey()))
+    module = lipzoo.to_torch(model)
+    check(torch, model, module, jax.random.normal(getkey(), (3, 192)))
+    assert module(torch.zeros(192)).shape == (5,)
+
+
+FROM_RECIPES = {
+    "convnet": ConvNetConfig(depth=1, width=4),
+    "vit": ViTConfig(depth=1, width=8, heads=2, zero_init=False),
+    "gpt": GPTConfig(depth=1, width=8, heads=2, residual="potential", activation="relu"),
+}
+
+
+@pytest.mark.parametrize("kind", FROM_RECIPES)
+def test_options_that_files_hold_build_the_same_module(kind, torch, getkey):
+    """As `load` does, which sees the recipe and the arrays alone."""
+    from lipzoo.interop import torch_models
+
+    config = FROM_RECIPES[kind]
+    model = random(build(config, Sizes(192, 5, (3, 8, 8)), key=getkey()))
+    tensors = {weight.name: torch.tensor(np.asarray(weight.array)) for weight in weights(model)}
+    module = torch_models.build({"kind": kind, **dataclasses.asdict(config)}, tensors)
+    text = kind == "gpt"
+    check(torch, model, module, jax.random.randint(getkey(), (9,), 0, 5) if text else jnp.ones((2, 192)))
+
+
+def test_images_must_be_square(torch, getkey):
+    model = ConvNet(Sizes(96, 5, (3, 4, 8)), ConvNetConfig(depth=1, width=4, stages=1), key=getkey())
+    with pytest.raises(ValueError, match="to_torch knows square images, and none of 4×8 pixels"):
+        lipzoo.to_torch(model)
 
 
 def test_a_file_is_read_by_the_code_that_can_be_copied(torch, digits_run, tmp_path, getkey):
@@ -124,17 +197,22 @@ def test_the_zoo_runs_in_torch(torch, getkey):
             check(torch, loaded.model, torch_models.load(str(path)), x)
 
 
-def test_the_file_imports_nothing_of_this_library():
-    from importlib.util import find_spec
+def test_the_folder_imports_nothing_of_this_library():
+    folder = Path(lipzoo.interop.__file__).parent / "torch_models"
+    files = sorted(folder.glob("*.py"))
+    assert len(files) > 4
+    for path in files:
+        text = path.read_text()
+        assert "import lipzoo" not in text
+        assert "from lipzoo" not in text
+        assert "import jax" not in text
 
-    spec = find_spec("lipzoo.interop.torch_models")
-    assert spec is not None
-    assert spec.origin is not None
-    with open(spec.origin) as file:
-        text = file.read()
-    assert "import lipzoo" not in text
-    assert "from lipzoo" not in text
-    assert "import jax" not in text
+
+def test_the_folder_can_be_copied(torch, tmp_path, getkey):
+    shutil.copytree(Path(lipzoo.interop.__file__).parent / "torch_models", tmp_path / "copied_models")
+    code = "import sys, copied_models; print(sorted(copied_models.FAMILIES), 'jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{sorted(FAMILIES)} False"
 
 
 def test_families_that_torch_does_not_know_are_told(torch):
@@ -143,15 +221,14 @@ def test_families_that_torch_does_not_know_are_told(torch):
     assert set(torch_models.FAMILIES) <= set(FAMILIES)
     with pytest.raises(ValueError, match="no PyTorch code for models of the family 'other'"):
         torch_models.build({"kind": "other"}, {})
-    for name, value in (("layer", "aol"), ("potential", 1.0), ("residual", "potential")):
-        with pytest.raises(ValueError, match=f"no PyTorch code for models with the option {name} "):
-            torch_models.build({"kind": "mlp", name: value}, {})
+    with pytest.raises(ValueError, match=r"no PyTorch code for layers 'aol': lipzoo\.to_torch\(model\) computes"):
+        torch_models.build({"kind": "mlp", "layer": "aol"}, {})
 
 
 def test_models_that_are_not_known_are_told(getkey):
     linear = Linear(Weight(jax.random.normal(getkey(), (2, 2)), "w"))
     for value, name in ((Sequential([linear]), "Sequential"), (3, "int"), (None, "NoneType")):
-        with pytest.raises(TypeError, match=f"to_torch knows MLP, GPT, ShiftNet, and no {name}"):
+        with pytest.raises(TypeError, match=f"to_torch knows MLP, GPT, ShiftNet, ConvNet, ViT, and no {name}"):
             lipzoo.to_torch(value)
 
 
@@ -161,8 +238,10 @@ def test_an_mlp_of_other_layers_is_told(torch, getkey):
         layers = list(model.body.layers)
         layers[place] = Sequential([layers[place]])
         other = eqx.tree_at(lambda m: m.body, model, Sequential(layers))
-        with pytest.raises(TypeError, match="to_torch knows MLPs of plain matrices"):
+        with pytest.raises(TypeError, match="to_torch knows MLPs of matrices and activations"):
             lipzoo.to_torch(other)
+    with pytest.raises(TypeError, match="to_torch knows sandwich layers that are not residual"):
+        lipzoo.to_torch(MLP(4, 4, 4, layer="sandwich", residual=0.5, key=getkey()))
 
 
 def test_without_torch_it_says_what_to_install(monkeypatch, getkey):

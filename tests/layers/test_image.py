@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lipzoo.layers.absolute import Abs
-from lipzoo.layers.image import ChannelsLast, Patches, Shift
+from lipzoo.layers.image import ChannelsFirst, ChannelsLast, Crop, Patches, Shift
 from lipzoo.layers.linear import Affine, Pointwise
 from lipzoo.layers.sorting import GroupSort
 from lipzoo.testing import check_bound
@@ -28,6 +28,8 @@ def pointwise(key, bias=False):
 
 LAYERS = {
     "channels last": lambda key: ChannelsLast(8, 4, 6),
+    "channels first": lambda key: ChannelsFirst(),
+    "crop": lambda key: Crop(1, 2, 2, 3),
     "patches": lambda key: Patches(2),
     "shift": lambda key: Shift(),
     "circular shift of all": lambda key: Shift(1.0, "circular"),
@@ -80,11 +82,24 @@ def test_permutations_keep_the_middle_of_a_ball_of_inputs():
     np.testing.assert_array_equal(image.around.center, np.asarray(layer(jnp.asarray(x))).reshape(-1))
     patched = Patches(2).spread(image, Bound.start(Vector((4, 4, 2))), Steering(exact_norm))
     np.testing.assert_array_equal(patched.around.center, np.asarray(Patches(2)(layer(jnp.asarray(x)))).reshape(-1))
+    first = ChannelsFirst().spread(image, Bound.start(Vector((4, 4, 2))), Steering(exact_norm))
+    np.testing.assert_array_equal(first.around.center, x)
 
 
 def test_channels_go_last():
     x = np.arange(24.0)
     np.testing.assert_array_equal(ChannelsLast(2, 3, 4)(jnp.asarray(x)), np.moveaxis(x.reshape(2, 3, 4), 0, -1))
+
+
+def test_channels_go_first_and_a_crop_keeps_what_lies_in_it():
+    x = np.arange(4 * 6 * 3.0).reshape(4, 6, 3)
+    np.testing.assert_array_equal(ChannelsFirst()(jnp.asarray(x)), np.moveaxis(x, -1, 0))
+    np.testing.assert_array_equal(Crop(1, 2, 3, 4)(jnp.asarray(x)), x[1:4, 2:6])
+    for bad in ((-1, 0, 1, 1), (0, 0, 0, 1)):
+        with pytest.raises(ValueError, match="a crop needs a place inside the image"):
+            Crop(*bad)
+    with pytest.raises(ValueError, match="a crop up to the pixel 5×1 was given an image of 4×6"):
+        Crop(0, 0, 5, 1)(jnp.asarray(x))
 
 
 def test_patches_are_squares_of_pixels():
@@ -115,6 +130,9 @@ def test_a_shift_moves_a_quarter_of_the_moving_channels_in_each_direction(border
     ("layer", "space"),
     [
         (ChannelsLast(3, 4, 4), Vector((47,))),
+        (ChannelsFirst(), Vector((8,))),
+        (Crop(0, 3, 4, 4), IMAGE),
+        (Crop(0, 0, 1, 1), Tokens(8)),
         (Patches(4), IMAGE),
         (Patches(2), Vector((16,))),
         (Shift(), Vector((8,))),
