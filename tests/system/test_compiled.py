@@ -110,6 +110,8 @@ def test_a_recipe_keeps_what_it_compiles_unless_told_otherwise_and_ends_with_the
         )
         assert done.returncode == 0, done.stderr
         weights.append(load(run).sha256)
-        kept.append(len(entries(tmp_path / "data")))
+        kept.append(set(entries(tmp_path / "data")))
     assert len(set(weights)) == 1
-    assert kept[0] == 0 < kept[1] == kept[2]
+    assert not kept[0]
+    assert kept[1] <= kept[2], "on a busy machine more of what is compiled takes long enough to be kept"
+    assert kept[1]
