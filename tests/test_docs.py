@@ -54,7 +54,7 @@ SHORT = {
     "recipes.shakespeare_gpt": TEXT,
     "recipes.gpt145m": TOKENS,
     "recipes.ebc_ablation": TOY,
-    "recipes.paper_figures": "--size tiny --images 5",
+    "recipes.paper_figures": "--size tiny --steps 4 --images 5",
     "lipzoo.sweep": "--steps 4 --width 8 --batch-size 64 --workers 1 --jobs 1/100",
     "lipzoo.frontier": "",
     "benchmarks.sweep_speed": "--recipes digits_mlp --arrangements 1x1 --steps 2 --out .",
@@ -279,7 +279,22 @@ def marks(command: Command) -> list[pytest.MarkDecorator]:
     return [*found, pytest.mark.real_data] if reads_real_data(command) else found
 
 
-COMMANDS = [pytest.param(command, marks=marks(command), id=name_of(command)) for command in all_commands()]
+def distinct(command: Command) -> tuple[str, ...]:
+    """What is left of a command but for the flags that `SHORT` sets anew: those of equal rests run alike."""
+    words, rest = list(command.arguments), []
+    set_anew = {word for word in shlex.split(SHORT[command.module]) if word.startswith("--")}
+    while words:
+        word = words.pop(0)
+        if word not in set_anew or "--help" in command.arguments:
+            rest.append(word)
+            continue
+        while words and not words[0].startswith("-"):
+            words.pop(0)
+    return command.module, *rest, command.flags
+
+
+ALONE = {distinct(command): command for command in reversed(all_commands())}
+COMMANDS = [pytest.param(command, marks=marks(command), id=name_of(command)) for command in reversed(ALONE.values())]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -26,7 +26,7 @@ def net(key=0, cap=1.0, **options):
     return ViT(IMAGES, dataclasses.replace(SMALL, **options), cap=cap, key=jax.random.key(key))
 
 
-@pytest.mark.parametrize("options", [{}, {"activation": "gelu"}, {"softmax_scale": 3.0}, {"depth": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"softmax_scale": 3.0}, {"activation": "gelu", "depth": 2}], ids=str)
 def test_bounds_stand_attacks(options):
     check_bound(net(**options), seeds=1, steps=15)
 
