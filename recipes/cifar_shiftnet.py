@@ -12,7 +12,7 @@ RECIPE = Recipe(
     name="cifar_shiftnet",
     model=ShiftNetConfig(),
     data=DataConfig(data="cifar10", batch_size=256, random_flip=True, random_shift=2),
-    optimizer=OptimizerConfig(optimizer="muon", lr=0.45, polynomial="polar-express"),
+    optimizer=OptimizerConfig(optimizer="muon", lr=0.25, polynomial="polar-express"),
     constraint=ConstraintConfig(constraint="stiefel", sigma_max=1.0, constraint_overrides=("head=spectral-normalize",)),
     training=TrainingConfig(steps=1560, temperature=70.0, margin=0.0286),
 )

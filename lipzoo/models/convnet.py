@@ -20,7 +20,7 @@ from lipzoo.layers.pooling import AveragePool
 from lipzoo.layers.potential import PotentialResidual
 from lipzoo.layers.stack import Stack
 from lipzoo.models.convnet_config import ACTIVATIONS, ConvNetConfig
-from lipzoo.models.head import image_head
+from lipzoo.models.head import BIAS_MASS, image_head
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.convolution import Convolution
 from lipzoo.theory.ellipsoid import Ellipsoid
@@ -37,7 +37,7 @@ class ConvNet(AbstractModule):
     part is 1-Lipschitz.
 
     Every array has mass 1 in the modular norm: of M arrays (a stage's kernels are as many as its blocks) each has the
-    share 1/M, divided by the constant factor of the branch that it stands on.
+    share 1/M, divided by the constant factor of the branch that it stands on; a bias has `BIAS_MASS` of that.
 
     **Arguments:**
 
@@ -111,7 +111,7 @@ class _Parts:
 
     def bias(self, name: str, size: int, share: float) -> Weight | None:
         zero = jnp.zeros((size, 1), jnp.float32)
-        return Weight(zero, f"{name}.bias", COLUMN, self.cap, share) if self.config.bias else None
+        return Weight(zero, f"{name}.bias", COLUMN, self.cap, BIAS_MASS * share) if self.config.bias else None
 
     def blocks(self, key: PRNGKeyArray, width: int, side: tuple[int, int], name: str) -> Stack:
         keys = jax.random.split(key, self.config.depth)

@@ -12,6 +12,9 @@ from lipzoo.theory.weight import Weight
 
 Head = Literal["matrix", "rows"]
 """What is held under its cap: the whole, or each of its rows by itself."""
+BIAS_MASS = 1 / 30
+"""Of a bias, where a matrix has 1. Muon moves it by a full step however small its gradient: on CIFAR-10 one epoch of a
+ShiftNet with biases of mass 1, 1/10, 1/30 and without ended at 33.6, 42.4, 43.2 and 43.3% certified at 36/255."""
 
 
 def image_head(

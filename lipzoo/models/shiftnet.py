@@ -22,7 +22,7 @@ from lipzoo.layers.linear import Flatten, Linear, Pointwise
 from lipzoo.layers.sorting import GroupSort
 from lipzoo.layers.stack import Remat, Stack
 from lipzoo.models.config import AbstractModelConfig
-from lipzoo.models.head import Head, image_head
+from lipzoo.models.head import BIAS_MASS, Head, image_head
 from lipzoo.theory.bound import Bound
 from lipzoo.theory.ellipsoid import Ellipsoid
 from lipzoo.theory.geometry import COLUMN
@@ -105,7 +105,7 @@ class ShiftNet(AbstractModule):
     After LipNeXt (arXiv 2601.18513): half of the channels move by one pixel, so that matrices of channels see their
     neighbours, and matrices that stay orthogonal keep every norm. So all that costs norm is the last matrix.
 
-    Every matrix and bias has mass 1 in the modular norm: of M arrays each has the share 1/M.
+    Every matrix has mass 1 in the modular norm, a bias `BIAS_MASS`: a share is the mass over that of all.
 
     **Arguments:**
 
@@ -133,7 +133,7 @@ class ShiftNet(AbstractModule):
         check_cap(cap)
         (depth, width), (channels, height, wide) = config.sizes, sizes.shape
         patch, keys = config.patch, jax.random.split(key, 3)
-        share = 1 / ((depth + 1) * (2 if config.bias else 1) + 1)
+        share = 1 / ((depth + 1) * (1 + BIAS_MASS * config.bias) + 1)
         pixels = height * wide // patch**2
 
         def matrix(key: PRNGKeyArray, shape: tuple[int, ...], name: str) -> Weight:
@@ -141,7 +141,7 @@ class ShiftNet(AbstractModule):
 
         def bias(name: str, *stack: int) -> Weight | None:
             zero = jnp.zeros((*stack, width, 1), jnp.float32)
-            return Weight(zero, name, COLUMN, cap, share) if config.bias else None
+            return Weight(zero, name, COLUMN, cap, BIAS_MASS * share) if config.bias else None
 
         stem = Pointwise(matrix(keys[0], (width, channels * patch**2), "stem"), bias("stem.bias"))
         mix = Pointwise(matrix(keys[1], (depth, width, width), "blocks.mix"), bias("blocks.mix.bias", depth))

@@ -93,7 +93,9 @@ def test_sizes_are_counted_and_can_be_overridden():
     model = net()
     matrices = sum(w.array.size for w in weights(model) if not w.name.endswith("bias"))
     assert SMALL.parameters(IMAGES) == matrices
-    assert sum(w.share for w in weights(model)) == pytest.approx((2 + 2 + 1) / 7)
+    shares = {w.name: w.share for w in weights(model)}  # Blocks are two arrays of two each.
+    assert shares["stem"] == shares["head"] == shares["blocks.mix"]
+    assert 4 * shares["stem"] + 3 * shares["stem.bias"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
