@@ -52,7 +52,7 @@ class CommandLine:
     names: tuple[str, ...] = tuple(COMMANDS)
     """Which of them; a name also stands for those that end in it."""
     flags: str = ""
-    """Flags for all of them, such as "--steps 10"."""
+    """Flags for all of them, as in --flags="--steps 10"."""
     runs: Path = Path("runs/images_table")
     """Where the runs lie."""
     out: Path = FOLDER

@@ -73,7 +73,7 @@ SHORT = {
     "benchmarks.against": "--names mlp-adamw --rounds 1 --product 64",
     "benchmarks.cifar_step": "--rounds 1 --steps 2 --variants 'muon, none'",
     "benchmarks.cifar_table": "--steps 4 --optimizers muon --constraints none stiefel --out .",
-    "benchmarks.images_table": "--names aol --flags '--steps 4 --width 8 --save-interval 4 --val-interval 4' --out .",
+    "benchmarks.images_table": "--names aol '--flags=--steps 4 --width 8 --save-interval 4 --val-interval 4' --out .",
     "benchmarks.ebc_step": "--steps 4 --batch-sizes 16 --num-blocks 1 --d-embed 8 --out .",
     "benchmarks.gpt145m": (
         "--rounds 1 --product 64 --rows 2 --accum-steps 1 --seq-len 16 --depth 1 --width 16 --heads 2 --budget 0 "

@@ -113,6 +113,7 @@ class Certificate:
             for w, cap in ((w, known.get(place_of(w), w).cap) for w in places)  # That by which the bound was made.
         )
         published = published_bound(model, start, layerwise, exact, window)
+        exact.watch = lambda done: None  # Whoever watched may be gone when norms are asked for again.
         if arithmetic is not None and not window and not isinstance(start.space, Vector):
             raise ValueError("rounding depends on how many tokens a sequence has: give window, the most there are")
         runs = None if arithmetic is None else running(model, start, exact, arithmetic, window or 1)

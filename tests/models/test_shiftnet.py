@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from lipzoo.certify.certificate import Certificate
+from lipzoo.certify.measured import ExactNorms
 from lipzoo.constraints import SpectralNormalize, Stiefel
 from lipzoo.data.config import Sizes
 from lipzoo.evaluate.radii import pair_constants
 from lipzoo.models import ShiftNet, ShiftNetConfig
 from lipzoo.models.shiftnet import ACTIVATIONS, SIZES
 from lipzoo.testing import check_bound
+from lipzoo.theory.bound import Bound
 from lipzoo.theory.weight import map_weights, weights
 from tests.conftest import svd_norm
 
@@ -116,3 +118,13 @@ def test_impossible_nets_are_refused(options, flag):
 def test_text_has_no_pixels():
     with pytest.raises(ValueError, match="it takes images"):
         ShiftNet(Sizes(65, 65), dataclasses.replace(SMALL, patch=1), key=jax.random.key(0))
+
+
+def test_norms_may_be_asked_for_again_when_nobody_watches():
+    """Blocks of a stack are copies wherever arrays are JAX's, and are measured anew."""
+    norms, told = ExactNorms(), []
+    model = net()
+    Certificate.of(model, norms=norms, watch=lambda done, count: told.append(done))
+    before = len(told)
+    model.bound(Bound.start(model.takes), norms)
+    assert len(told) == before > 0
