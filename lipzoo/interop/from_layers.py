@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lipzoo.interop.images import folded
 from lipzoo.interop.of_equinox import joined, of_equinox
 from lipzoo.interop.of_torch import of_torch
 from lipzoo.interop.place import Place, unknown
@@ -16,7 +17,8 @@ def from_layers(network: Any, *, image: Sequence[int] | None = None) -> Sequenti
     """The network as a model of this library, whose outputs are the same but for rounding.
 
     `network` is an `eqx.nn.MLP` or `eqx.nn.Sequential`, a `torch.nn.Sequential`, or a list of layers and functions of
-    either. Weights are copied as they are, named after their places, and free of caps. Inputs are single examples, as
+    either. Weights are copied as they are, named after their places, and free of caps; but PyTorch's BatchNorm2d
+    becomes part of the convolution before it, which rounds. Inputs are single examples, as
     Equinox has them; of PyTorch's batches, one row.
 
     `image` is the shape (channels, height, width) of inputs, which networks with convolutions need. The model takes
@@ -41,7 +43,7 @@ def from_layers(network: Any, *, image: Sequence[int] | None = None) -> Sequenti
         raise ValueError("from_layers was given a network without layers")
     if image is not None:
         end = [ChannelsFirst()] if start.after(layers).sees_image else []
-        layers = [ChannelsLast(*image), *layers, *end]
+        layers = [ChannelsLast(*image), *folded(layers), *end]
     model = Sequential(layers)
     check_names(model)
     return model

@@ -1,7 +1,9 @@
 """Layers of images of other libraries, with channels first, as layers of this one, with channels last."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from lipzoo.interop.parts import array_of, column
@@ -9,7 +11,7 @@ from lipzoo.interop.place import Place
 from lipzoo.layers.base import AbstractModule
 from lipzoo.layers.convolution import Conv2d
 from lipzoo.layers.image import ChannelsFirst, Crop
-from lipzoo.layers.linear import Affine, Flatten
+from lipzoo.layers.linear import Affine, Flatten, Pointwise
 from lipzoo.layers.pooling import AveragePool, MaxPool
 from lipzoo.theory.convolution import Convolution
 from lipzoo.theory.geometry import ENTRIES
@@ -130,16 +132,44 @@ def pool(kind: str, window: Pair, stride: Pair, pads: Any, ceil: bool, place: Pl
     return [pooled] if whole else [Crop(0, 0, rows * size, columns * size), pooled]
 
 
-def batch_norm(mean: Any, variance: Any, epsilon: float, gain: Any, bias: Any, place: Place) -> Affine:
-    """γ ⊙ (x - m)/√(v + ε) + β with known m and v: fγ ⊙ x + (β - fγ ⊙ m), f = 1/√(v + ε).
+def batch_norm(mean: Any, variance: Any, epsilon: float, gain: Any, bias: Any, place: Place) -> AbstractModule:
+    """γ ⊙ (x - m)/√(v + ε) + β with known m and v: fγ ⊙ x + (β - fγ ⊙ m), f = 1/√(v + ε), of entries or of channels.
 
-    Unlike all other weights these are computed: in float64, and rounded once to the type of m.
+    Unlike all other weights these are computed: in float64, and rounded to the type of m.
     """
     factor, offset = 1 / np.sqrt(np.asarray(variance, np.float64) + epsilon), np.zeros(mean.shape)
     factor = factor if gain is None else factor * gain
     offset = (offset if bias is None else bias) - factor * mean
-    gains = array_of(factor.astype(mean.dtype), place.name).reshape(-1, 1, 1)
-    return Affine(Weight(gains, f"{place.name}.gain", ENTRIES), column(offset.astype(mean.dtype), place.name))
+    gains, shift = array_of(factor.astype(mean.dtype), place.name), column(offset.astype(mean.dtype), place.name)
+    if place.sees_image:
+        return Pointwise(Weight(jnp.diag(gains), place.name), shift)
+    return Affine(Weight(gains.reshape(-1, 1, 1), f"{place.name}.gain", ENTRIES), shift)
+
+
+def folded(layers: Iterable[AbstractModule]) -> list[AbstractModule]:
+    """The layers, with every convolution that a `batch_norm` comes after as one with the kernel γ ⊙ K.
+
+    Its norm may be far below max|γ|·‖K‖. What is between them, if anything, is a crop.
+    """
+    found: list[AbstractModule] = []
+    for layer in layers:
+        place = next((index for index in reversed(range(len(found))) if not isinstance(found[index], Crop)), -1)
+        before = found[place] if found else None
+        if isinstance(layer, Pointwise) and isinstance(before, Conv2d):
+            found[place] = _scaled(before, layer)
+        else:
+            found.append(layer)
+    return found
+
+
+def _scaled(layer: Conv2d, norm: Pointwise) -> Conv2d:
+    """γ ⊙ (K * x + b) + β."""
+    kernel = np.asarray(layer.weight.array)
+    gain, offset = np.diagonal(norm.weight.array).astype(np.float64), np.asarray(norm.bias.array)[:, 0]  # pyright: ignore[reportOptionalMemberAccess]
+    if layer.bias is not None:
+        offset = gain * np.asarray(layer.bias.array)[:, 0] + offset
+    weight = layer.weight.with_array(jnp.asarray((gain[:, None] * kernel).astype(kernel.dtype)))
+    return Conv2d(weight, column(offset.astype(kernel.dtype), weight.name))
 
 
 def flatten(place: Place) -> list[AbstractModule]:

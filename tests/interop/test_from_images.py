@@ -162,7 +162,7 @@ def test_a_network_of_torch_by_names_alone(getkey):
         fake("Flatten", start_dim=1, end_dim=-1),
     ]
     model = lipzoo.from_layers(fake("Sequential", layers=layers), image=(2, 4, 8))
-    assert [weight.name for weight in weights(model)] == ["0", "0.bias", "1.gain", "1.bias", "4.gain", "4.bias"]
+    assert [weight.name for weight in weights(model)] == ["0", "0.bias", "4", "4.bias"]
     mean, variance = (np.array(NORM[name].numpy())[:, None, None] for name in ("running_mean", "running_var"))
 
     def network(x):
@@ -175,6 +175,21 @@ def test_a_network_of_torch_by_names_alone(getkey):
         return y.reshape(3, 1, 2, 2, 2).mean((2, 4)).ravel()
 
     check(model, network, jax.random.normal(getkey(), (4, 2, 4, 8)))
+
+
+def test_a_batch_norm_becomes_part_of_the_convolution_before_it(getkey):
+    """Also behind the pixels that are cut off; so the bound is that of the scaled kernel."""
+    kernel, gain = np.eye(3).reshape(3, 3, 1, 1) * [[[[1e-3]], [[1]], [[1]]]] * np.ones((1, 1, 3, 3)), [1e3, 1, 1]
+    conv = fake("Conv2d", weight=Parameter(kernel), **{**CONV, "padding": (0, 0)})
+    statistics = {"running_mean": Parameter([0, 0, 0]), "running_var": Parameter([1, 1, 1])}
+    norm = fake("BatchNorm2d", weight=Parameter(gain), **{**NORM, **statistics, "eps": 0.0})
+    model = lipzoo.from_layers([conv, norm], image=(3, 5, 5))
+    assert [weight.name for weight in weights(model)] == ["0", "0.bias"]
+    x = jax.random.normal(getkey(), (3, 5, 5))
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(x), (3, 3), (1, 2))
+    np.testing.assert_allclose(model(x), windows.sum((3, 4)), rtol=1e-5, atol=1e-5)
+    certificate = lipzoo.Certificate.of(model)
+    assert certificate.lipschitz * certificate.l2_factor <= 9.01
 
 
 BAD_LAYERS = {
